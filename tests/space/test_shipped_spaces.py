@@ -1,0 +1,103 @@
+"""Every space file that ships, and the package's real words, against the loader."""
+
+from pathlib import Path
+
+import pytest
+
+from tune_fusion.data.catalogue import DATA_SETS
+from tune_fusion.optim.registry import OPTIMIZERS
+from tune_fusion.space.loading import list_spaces, load_space, parse_space, resolve_space
+from tune_fusion.space.sampling import default_parameters, grid_parameters, replay
+from tune_fusion.space.vocabulary import Vocabulary
+
+WORDS = Vocabulary(OPTIMIZERS, DATA_SETS)
+SHIPPED = (
+    "digits",
+    "effnet",
+    "effnet_lite",
+    "fashion_mnist",
+    "folder",
+    "hn_adam_cifar10",
+    "hn_adam_mnist",
+    "mnist",
+    "vit",
+)
+
+
+def test_the_shipped_spaces_are_listed_with_a_description():
+    listed = list_spaces()
+    assert tuple(name for name, _, _ in listed) == SHIPPED
+    assert all(20 < len(description) <= 110 for _, description, _ in listed)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_spaces_load_without_a_change(name):
+    path = resolve_space(name)
+    space = load_space(path, WORDS)
+    assert space.name == name
+    assert space.to_yaml() == Path(path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("arm", ["fusion", "control"])
+def test_shipped_spaces_have_defaults_that_can_be_drawn(name, arm):
+    space = load_space(resolve_space(name), WORDS)
+    defaults = default_parameters(space, arm)
+    assert len(defaults) == (
+        len(space.controls) if arm == "control" else len(space.low) if space.single else 1
+    )
+    for answers in defaults:
+        drawn = replay(space, arm, answers)
+        for choice in filter(None, (drawn.low, drawn.high)):
+            OPTIMIZERS[choice.name].check(choice.settings)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_switch_layers_of_shipped_spaces_exist_in_their_models(name):
+    build = pytest.importorskip("tune_fusion.models.build")
+    layers = pytest.importorskip("tune_fusion.models.layers")
+    space = load_space(resolve_space(name), WORDS)
+    space.with_switch([layer.name for layer in layers.layer_map(build.build_on_meta(space.model.name))])
+
+
+def test_the_papers_split_and_settings_of_hn_adam():
+    for name in ("hn_adam_mnist", "hn_adam_cifar10"):
+        space = load_space(resolve_space(name), WORDS)
+        assert space.single
+        assert (space.data.limit, space.data.validation) == (40000, 10000)
+        drawn = replay(space, "fusion", default_parameters(space, "fusion")[0])
+        assert drawn.low.settings["betas"] == (0.9, 0.99)
+        assert drawn.training.batch_size == 128
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_registry_ranges_are_in_the_grammar_and_obey_their_rules(name):
+    text = f"model: {{name: m}}\ndata: {{name: digits}}\nspace: {{switch_layer: all, low: {name}}}\n"
+    space = parse_space(text, "registry.yaml", WORDS)
+    assert space.optimizers[name].keys() == OPTIMIZERS[name].search.keys()
+    assert len(default_parameters(space, "fusion")) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_registry_defaults_obey_their_own_rules(name):
+    for key, hyperparameter in OPTIMIZERS[name].hyperparameters.items():
+        assert hyperparameter.check(hyperparameter.default), key
+
+
+def test_narrowed_on_the_command_line():
+    overrides = ["space.low=[adam,sgd]", "data.limit=6000", "search.trials=12", "training.epochs=3"]
+    space = load_space(resolve_space("fashion_mnist"), WORDS, overrides)
+    assert space.low == ("adam", "sgd")
+    assert space.data.limit == 6000
+
+
+def test_a_grid_over_a_shipped_space():
+    overrides = [
+        "search.sampler=grid",
+        "space.low=[adam]",
+        "space.high=[sgd]",
+        "space.controls=null",
+        "space.optimizers={adam: {lr: {choice: [1e-3, 1e-2]}}, sgd: {lr: 0.1}}",
+    ]
+    space = load_space(resolve_space("digits"), WORDS, overrides)
+    assert len(list(grid_parameters(space, "fusion"))) == 4 * 2

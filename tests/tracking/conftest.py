@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tune_fusion.records import SearchRecord, TrialRecord, TrialState
+from tune_fusion.tracking.changes import PARENT, Pending
+from tune_fusion.tracking.store import MlflowStore
+from tune_fusion.tracking.uri import UI_PORT, ui_command
+
+METRICS = ("train_loss", "val_loss", "val_accuracy", "low.lr", "high.lr")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store that has its tables: making them takes seconds."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    with MlflowStore(f"sqlite:///{path}", "template") as store:
+        store.deliver(Pending(PARENT, name="template", started=1), None)
+    return path
+
+
+@pytest.fixture
+def database(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(template, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def uri(database: Path) -> str:
+    return f"sqlite:///{database}"
+
+
+@pytest.fixture
+def record() -> SearchRecord:
+    return SearchRecord("first", "digits", "val_accuracy", "max", planned_trials=4, started=1_700_000_000.0)
+
+
+@pytest.fixture
+def add_trial(record: SearchRecord) -> Callable[..., TrialRecord]:
+    def add(state: TrialState = TrialState.RUNNING, *, single: bool = False, **values: object) -> TrialRecord:
+        number = len(record.trials)
+        parameters: dict[str, object] = {"switch_layer": "all" if single else 3, "low.optimizer": "adam"}
+        if not single:
+            parameters |= {"high.optimizer": "sgd", "high.lr": 0.1, "high.nesterov": True}
+        trial = TrialRecord(
+            number=number,
+            arm="control" if single else "fusion",
+            origin="sampled",
+            configuration={"switch_layer": parameters["switch_layer"], "low": {"optimizer": "adam"}},
+            parameters={**parameters, "low.lr": 1e-3, "low.betas": (0.9, 0.999), "training.clip_norm": None},
+            switch_layer_name="blocks.3",
+            single=single,
+            max_epochs=3,
+            started=1_700_000_100.0 + number,
+            state=state,
+        )
+        for key, value in values.items():
+            setattr(trial, key, value)
+        record.trials.append(trial)
+        return trial
+
+    return add
+
+
+def metrics(value: float) -> dict[str, float]:
+    return {key: value + i for i, key in enumerate(METRICS)}
+
+
+@pytest.fixture
+def tell(add_trial: Callable[..., TrialRecord]) -> Callable[..., TrialRecord]:
+    """Let a listener see a whole trial go by."""
+    count = itertools.count(1)
+
+    def whole(
+        listener: object,
+        state: TrialState = TrialState.COMPLETED,
+        epochs: int = 3,
+        *,
+        single: bool = False,
+        reason: str = "",
+    ) -> TrialRecord:
+        trial = add_trial(single=single)
+        listener.trial_started(trial)
+        for _ in range(epochs):
+            trial.epochs.append(metrics(next(count) / 1000))
+            listener.epoch_ended(trial)
+        trial.state, trial.reason, trial.ended = state, reason, trial.started + 50.0
+        listener.trial_ended(trial)
+        return trial
+
+    return whole
+
+
+class Server:
+    """What `ui_command` starts on a store: a real MLflow server, on a loopback port of its own."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = ui_command(f"sqlite:///{database}")
+        self.command = command.replace(f"--port {UI_PORT}", f"--port {self.port}")
+        assert self.command != command
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        light = {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                f"exec {self.command}",
+                shell=True,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, **light},
+                start_new_session=True,
+            )
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # it leads the group of its own workers
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Path) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    made = Server(folder, database)
+    made.start()
+    yield made
+    made.stop()

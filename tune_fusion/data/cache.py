@@ -1,0 +1,259 @@
+"""Images of a folder, decoded once a machine into one memory-mapped array that all its processes share.
+
+An entry is a folder of the cache, named by a hash of where the images lie and of each one's name, size and
+times: a changed image gives another entry. It is built beside its final place and renamed, under a lock, so
+that a reader sees all of it or nothing, and a second process that wants it waits for the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tune_fusion.data.locks import locked
+from tune_fusion.errors import InputError
+
+CACHE_VARIABLE = "TUNE_FUSION_CACHE"
+ROOM = 1.15
+"""Stored images are this much larger than the model's input, so that random crops have room to move."""
+
+_VERSION = 1  # of decoding and layout: raise it when either changes
+_CHANNELS = 3
+_NAMED = 5
+_PIXELS, _INDEX = "images.u8", "index.json"
+# What Pillow's readers raise on files that are damaged or no images at all.
+_DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """Decoded images in the order they were asked for."""
+
+    images: Tensor
+    """uint8 [N, 3, H, W], memory-mapped."""
+    digests: tuple[str, ...]
+    """SHA-256 of each file's content."""
+
+
+class _MixedSizesError(Exception):
+    """An image has another size than the first one."""
+
+
+def stored_side(image_size: int) -> int:
+    """Side in pixels of the stored squares for models that see `image_size`."""
+    return round(image_size * ROOM)
+
+
+def cache_folder() -> Path:
+    """Where entries are kept: $TUNE_FUSION_CACHE, else ``~/.cache/tune_fusion``, in both ``images``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tune_fusion").expanduser() / "images"
+
+
+def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedImages:
+    """The images `files` below `root`, from the cache; decoded into it first if they are not there.
+
+    Images of one common size that is no larger than `stored_side` keep it. Otherwise the shorter side of
+    each image is resized to `stored_side` and its centre square is cut out. Photographs are turned upright
+    as their EXIF data say; grey and palette images become colour images.
+
+    Args:
+        root: absolute path of the data set.
+        files: paths relative to `root`.
+        image_size: side in pixels of the square images that the model sees.
+
+    Raises:
+        InputError: images that cannot be decoded (all are found before the error is raised), or a cache that
+            cannot be written.
+    """
+    side = stored_side(image_size)
+    entry = cache_folder() / _key(root, files, side)
+    cached = _open(entry)
+    if cached is None:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with locked(entry.with_suffix(".lock")):
+                cached = _open(entry)
+                if cached is None:
+                    _build(entry, root, files, side)
+                    cached = _open(entry)
+        except OSError as error:
+            raise InputError(
+                f"cannot write the image cache {entry.parent}: {error}; set ${CACHE_VARIABLE} to a folder "
+                "with room"
+            ) from error
+    if cached is None:
+        raise InputError(f"the image cache {entry} changed while it was opened: run again")
+    return cached
+
+
+def _key(root: Path, files: Sequence[str], side: int) -> str:
+    digest = hashlib.sha256(f"{_VERSION}\0{side}\0".encode())
+    digest.update(os.fsencode(root.resolve()))
+    bad: list[str] = []
+    for name in files:
+        try:
+            status = (root / name).stat()
+        except OSError as error:
+            bad.append(f"{root / name}: {error.strerror}")
+            continue
+        # The change time notices a file replaced by one of the same size with its times restored.
+        digest.update(b"\0" + os.fsencode(name) + b"\0")
+        digest.update(struct.pack("<qqq", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    if bad:
+        raise _unreadable(bad)
+    return digest.hexdigest()[:32]
+
+
+def _open(entry: Path) -> CachedImages | None:
+    """The entry, or None if it does not exist or is damaged."""
+    try:
+        index = json.loads((entry / _INDEX).read_text())
+        shape, digests = index["shape"], index["digests"]
+        size = int(np.prod(shape, dtype=np.int64))
+        if (entry / _PIXELS).stat().st_size != size or len(digests) != shape[0]:
+            return None
+        # A private mapping: pages are shared by all processes as long as nobody writes to them.
+        flat = torch.from_file(str(entry / _PIXELS), shared=False, size=size, dtype=torch.uint8)
+    except (OSError, ValueError, KeyError):
+        return None
+    return CachedImages(flat.view(shape), tuple(digests))
+
+
+def _build(entry: Path, root: Path, files: Sequence[str], side: int) -> None:
+    partial = entry.with_suffix(".partial")
+    for stale in (partial, entry):  # left by a process that was killed, or damaged
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir()
+    try:
+        native = _common_size(root, files, side)
+        try:
+            shape, digests = _decode_all(partial, root, files, side, native)
+        except _MixedSizesError:
+            shape, digests = _decode_all(partial, root, files, side, None)
+        (partial / _INDEX).write_text(json.dumps({"shape": shape, "digests": digests}))
+        partial.rename(entry)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int] | None:
+    """(height, width) of the first image that can be read, if it may be kept; else None."""
+    for name in files:
+        try:
+            with Image.open(root / name) as image:
+                width, height = ImageOps.exif_transpose(image).size
+        except _DECODING_ERRORS:
+            continue
+        return (height, width) if max(height, width) <= side else None
+    return None
+
+
+def _decode_all(
+    folder: Path, root: Path, files: Sequence[str], side: int, native: tuple[int, int] | None
+) -> tuple[list[int], list[str]]:
+    """Decode every file into ``folder/images.u8``; returns the array's shape and the files' digests."""
+    shape = [len(files), _CHANNELS, *(native or (side, side))]
+    size = int(np.prod(shape, dtype=np.int64))
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise InputError(
+            f"the image cache {folder.parent} needs {size / 1e9:.1f} GB for {len(files):,} images, "
+            f"{free / 1e9:.1f} GB are free: set ${CACHE_VARIABLE} to a folder with room"
+        )
+    pixels = np.memmap(folder / _PIXELS, np.uint8, "w+", shape=tuple(shape))
+    digests = [""] * len(files)
+    bad: dict[int, str] = {}
+    mixed = threading.Event()
+
+    def decode(row: int) -> None:
+        if mixed.is_set():
+            return
+        try:
+            content = (root / files[row]).read_bytes()
+            pixels[row] = _decode(content, side, native)
+            digests[row] = hashlib.sha256(content).hexdigest()
+        except _MixedSizesError:
+            mixed.set()
+        except _DECODING_ERRORS as error:
+            bad[row] = _reason(error, root / files[row])
+
+    _in_threads(decode, range(len(files)))
+    if mixed.is_set():
+        raise _MixedSizesError
+    if bad:
+        raise _unreadable([f"{root / files[row]}: {bad[row]}" for row in sorted(bad)])
+    pixels.flush()
+    return shape, digests
+
+
+def _in_threads(work: Callable[[int], None], rows: range) -> None:
+    """Run `work` on every row; Pillow decodes and resizes without holding the interpreter's lock."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def run(first: int) -> None:
+        for row in rows[first::workers]:
+            work(row)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(run, range(workers)):
+            pass
+
+
+def _decode(content: bytes, side: int, native: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """One image: uint8 [3, H, W] of its `native` size, else [3, side, side]."""
+    with Image.open(io.BytesIO(content)) as opened:
+        if native is None:
+            # JPEG files decode faster at a half, quarter or eighth of their size; never below `side`.
+            opened.draft(None, (side, side))
+        image = ImageOps.exif_transpose(opened)
+        image = _to_colour(image)
+    if native is None:
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    elif (image.height, image.width) != native:
+        raise _MixedSizesError
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _to_colour(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey values at 255; keep their upper eight bits instead.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in {"I", "F"}:
+        raise ValueError(f"pixels of mode {image.mode} are not supported: convert it to 8 bits a channel")
+    return image.convert("RGB")
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    return "no image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _unreadable(problems: Iterable[str]) -> InputError:
+    listed = list(problems)
+    more = f"\n  and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return InputError(
+        f"{len(listed)} of the images cannot be read; repair or remove them:\n  "
+        + "\n  ".join(listed[:_NAMED])
+        + more
+    )

@@ -1,0 +1,167 @@
+"""Batches: images resized, augmented and normalised, in an order that depends on seed and epoch only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from tune_fusion.data.augment import AUGMENTATIONS, Geometry, scoped_generator
+from tune_fusion.data.datasets import Split
+from tune_fusion.errors import suggest
+
+# Resized images are kept whole up to this size, and kept on an accelerator up to that one.
+_KEPT_BYTES = 512 * 2**20
+_RESIDENT_BYTES = 2**30
+_CHUNK = 1024
+
+_SHUFFLE, _AUGMENT = range(2)
+# What `_prepare` made of each split, so that trial after trial of one process finds it ready. Holds no split
+# that it is a key for: that one would never be freed.
+_prepared: WeakKeyDictionary[Split, dict[tuple[Geometry, torch.device], Split]] = WeakKeyDictionary()
+
+
+class Batches:
+    """The batches of one split for one trial, epoch after epoch.
+
+    Order and augmentation of an epoch depend on `seed` and its number alone (the order not even on
+    `batch_size`), and torch's global random state is neither used nor changed: a resumed trial sees the
+    batches it would have seen, and all trials of one seed see the same.
+
+    Images are brought to size by `tune_fusion.data.augment.Geometry`; augmentation works on their uint8
+    pixels, each image with its own random choices. Pixels then count in [0, 1] and are normalised as
+    ``(pixel - mean) / std``.
+
+    Args:
+        split: the labelled images, C channels.
+        batch_size: images a batch, at least 1. The last batch of an epoch may be smaller.
+        image_size: side S of the square images that the model sees, in pixels.
+        mean: one value a channel, or a single one for all.
+        std: the same, above 0.
+        augment: none, flip, crop_flip, resized_crop or trivial (`tune_fusion.data.augment`).
+        shuffle: True for training: a new order each epoch, and a last batch of a single image is left out,
+            because batch normalisation cannot train on one value a channel. False: the split's order, and
+            every image.
+        seed: any integer in [0, 2**63).
+        device: where batches are wanted. On an accelerator small splits stay resident as uint8, others
+            are copied batch by batch.
+        channels_last: memory format of the images.
+
+    Raises:
+        ValueError: a value outside the ranges above.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: str = "none",
+        shuffle: bool,
+        seed: int,
+        device: torch.device,
+        channels_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"unknown augment {augment!r}; {suggest(augment, AUGMENTATIONS)}")
+        if min(std) <= 0:
+            raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
+        self._augmentation = AUGMENTATIONS[augment]
+        height, width = split.images.shape[-2:]
+        self._geometry = Geometry((height, width), image_size, self._augmentation.wants_room)
+        self._split, self._ready = _prepare(split, self._geometry, device)
+        channels = split.images.shape[1]
+        std_ = torch.tensor(_per_channel("std", std, channels), dtype=torch.float64)
+        mean_ = torch.tensor(_per_channel("mean", mean, channels), dtype=torch.float64)
+        self._scale = (1 / (255 * std_)).to(torch.float32).view(-1, 1, 1).to(device)
+        self._shift = (-mean_ / std_).to(torch.float32).view(-1, 1, 1).to(device)
+        self._batch_size = batch_size
+        self._image_size = image_size
+        self._shuffle = shuffle
+        self._seed = seed
+        self._device = device
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._starts())
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number`: float32 [B, C, S, S] and int64 [B], on the device."""
+        images = len(self._split)
+        home = self._split.labels.device
+        order = torch.arange(images)
+        if self._shuffle:
+            order = torch.randperm(images, generator=scoped_generator(self._seed, number, _SHUFFLE))
+        order = order.to(home)
+        labels = self._split.labels[order].to(self._device)
+        for batch, start in enumerate(self._starts()):
+            positions = order[start : start + self._batch_size]
+            pixels = self._to_device(self._split.take(positions))
+            if not self._ready:
+                pixels = self._geometry.apply(pixels)
+            generator = scoped_generator(self._seed, number, _AUGMENT, batch)
+            pixels = self._augmentation.apply(pixels, self._image_size, generator)
+            yield self._normalise(pixels), labels[start : start + self._batch_size]
+
+    def _starts(self) -> range:
+        images = len(self._split)
+        alone = self._shuffle and self._batch_size > 1 and images % self._batch_size == 1
+        return range(0, images - alone, self._batch_size)
+
+    def _to_device(self, pixels: Tensor) -> Tensor:
+        if pixels.device.type == self._device.type:
+            return pixels
+        if self._device.type == "cuda":
+            return pixels.pin_memory().to(self._device, non_blocking=True)
+        return pixels.to(self._device)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        floats = pixels.to(torch.float32, memory_format=self._layout)
+        return torch.addcmul(self._shift, floats, self._scale)
+
+
+def _prepare(split: Split, geometry: Geometry, device: torch.device) -> tuple[Split, bool]:
+    """What batches are best taken from, and whether `geometry` has been applied to it already."""
+    height, width = geometry.result
+    sized = not geometry.is_identity and _pixel_bytes(split, height, width) <= _KEPT_BYTES
+    ready = sized or geometry.is_identity
+    stored = (height, width) if ready else geometry.stored
+    resident = device.type != "cpu" and _pixel_bytes(split, *stored) <= _RESIDENT_BYTES
+    if not sized and not resident:
+        return split, ready
+    known = _prepared.setdefault(split, {})
+    if (geometry, device) not in known:
+        made = _resize(split, geometry) if sized else split
+        known[geometry, device] = _move(made, device) if resident else made
+    return known[geometry, device], ready
+
+
+def _pixel_bytes(split: Split, height: int, width: int) -> int:
+    return len(split) * split.images.shape[1] * height * width
+
+
+def _resize(split: Split, geometry: Geometry) -> Split:
+    images = torch.empty(len(split), split.images.shape[1], *geometry.result, dtype=torch.uint8)
+    for start in range(0, len(split), _CHUNK):
+        positions = torch.arange(start, min(start + _CHUNK, len(split)))
+        images[start : start + _CHUNK] = geometry.apply(split.take(positions))
+    return Split(images, split.labels)
+
+
+def _move(split: Split, device: torch.device) -> Split:
+    images = split.take(torch.arange(len(split)))
+    return Split(images.to(device), split.labels.to(device))
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
+    if len(values) not in {1, channels}:
+        raise ValueError(f"{name} needs 1 or {channels} values, got {list(values)}")
+    return list(values) * (channels if len(values) == 1 else 1)

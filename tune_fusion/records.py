@@ -1,0 +1,144 @@
+"""The record of a search: what the driver fills, and trackers, tables and files are handed.
+
+Plain data; it knows nothing of torch, Ray or MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+
+class TrialState(StrEnum):
+    """How a trial stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    """Trained to its last epoch."""
+    STOPPED = "stopped"
+    """Ended by ASHA at a rung."""
+    DIVERGED = "diverged"
+    """A loss was not finite."""
+    FAILED = "failed"
+    """An error ended it; `reason` says which."""
+    INTERRUPTED = "interrupted"
+    """The search was interrupted while it ran."""
+
+
+@dataclass
+class TrialRecord:
+    """One trial: its configuration and everything it has reported."""
+
+    number: int
+    """0 for the first of the search."""
+    arm: str
+    """``fusion`` or ``control``."""
+    origin: Literal["default", "sampled"]
+    """``default``: the space's untuned default; it runs to its last epoch whatever the rungs say."""
+    configuration: dict[str, Any]
+    """Nested plain values: `Configuration.to_dict`."""
+    parameters: dict[str, Any]
+    """The same flat: ``switch_layer``, ``low.optimizer``, ``low.lr``, ... (`Configuration.flat`)."""
+    switch_layer_name: str
+    single: bool
+    """True where one optimizer with one setting trains every layer."""
+    max_epochs: int
+    started: float
+    """Seconds since 1970, as `time.time` gives them."""
+    state: TrialState = TrialState.RUNNING
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    """The metrics of each epoch, in order; `EpochResult.metrics` names them."""
+    ended: float | None = None
+    reason: str = ""
+    node: str = ""
+    """Host and process id that ran the newest epoch."""
+
+    def best_epoch(self, metric: str, direction: str) -> dict[str, float] | None:
+        """The metrics of the best epoch, with its number as ``epoch``; None before the first."""
+        measured = [dict(m, epoch=float(i + 1)) for i, m in enumerate(self.epochs) if metric in m]
+        if not measured:
+            return None
+        sign = 1.0 if direction == "max" else -1.0
+        return max(measured, key=lambda m: sign * m[metric])
+
+    def total(self, metric: str) -> float:
+        """A metric summed over all epochs, such as ``train_seconds``."""
+        return math.fsum(m.get(metric, 0.0) for m in self.epochs)
+
+
+@dataclass
+class SearchRecord:
+    """One search and its trials, in order of their numbers."""
+
+    name: str
+    space: str
+    metric: str
+    direction: Literal["max", "min"]
+    planned_trials: int
+    started: float
+    trials: list[TrialRecord] = field(default_factory=list)
+    duplicates: int = 0
+    """Suggestions that were the same in effect as an earlier trial and therefore not run again."""
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state, in the order of `TrialState`."""
+        counted = Counter(trial.state for trial in self.trials)
+        return {state.value: counted[state] for state in TrialState if counted[state]}
+
+    def value(self, trial: TrialRecord) -> float | None:
+        """The best value of the search's metric that the trial reached."""
+        best = trial.best_epoch(self.metric, self.direction)
+        return None if best is None else best[self.metric]
+
+    def best(
+        self, *, single: bool | None = None, origin: str | None = None, arm: str | None = None
+    ) -> TrialRecord | None:
+        """The trial with the best value so far; ties go to the earlier trial, diverged trials do not count.
+
+        `single` True looks among single-optimizer trials only, False among true fusions only; `origin` and
+        `arm` keep trials of that origin and arm only.
+        """
+        sign = 1.0 if self.direction == "max" else -1.0
+        ranked = [
+            (sign * value, -trial.number, trial)
+            for trial in self.trials
+            if (value := self.value(trial)) is not None
+            and (single is None or trial.single == single)
+            and (origin is None or trial.origin == origin)
+            and (arm is None or trial.arm == arm)
+            and trial.state is not TrialState.DIVERGED
+        ]
+        return max(ranked)[2] if ranked else None
+
+    def untuned_default(self) -> TrialRecord | None:
+        """The best trial among the fusion arm's untuned defaults, else among the controls'."""
+        return self.best(origin="default", arm="fusion") or self.best(origin="default")
+
+
+class SearchListener(Protocol):
+    """Is told what happens in a search, as it happens, on the driver's thread: return at once."""
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        """A trial was handed to the cluster."""
+
+    def epoch_ended(self, trial: TrialRecord) -> None:
+        """The newest epoch of `trial` is the last of ``trial.epochs``."""
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        """The trial has its final state."""
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with what JSON cannot hold made plain: tuples as lists, numbers that are not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

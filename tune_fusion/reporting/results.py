@@ -1,0 +1,110 @@
+"""The files a search leaves: ``result.json`` and ``trials.csv``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tune_fusion.records import SearchRecord, TrialRecord, jsonable
+
+
+def write_trials(record: SearchRecord, path: Path) -> None:
+    """One row a trial: every parameter, final and best metrics, epochs, state, seconds.
+
+    Columns: ``trial, arm, origin, state, reason, switch_layer, switch_layer_name``, the parameters as
+    `Configuration.flat` names them, ``epochs``, ``best_epoch``, ``best.METRIC`` (all metrics of the epoch
+    with the best value of the search's metric), ``final.METRIC`` (of the last epoch), ``train_seconds``,
+    ``eval_seconds``, ``wall_seconds``. A cell without a value is empty.
+    """
+    frame = pd.DataFrame([_row(record, trial) for trial in record.trials])
+    grouped = sorted(frame.columns, key=_column_order)
+    frame[grouped].to_csv(path, index=False)
+
+
+_FIRST = ["trial", "arm", "origin", "state", "reason", "single", "switch_layer", "switch_layer_name"]
+_LAST = ["epochs", "best_epoch", "best.", "final.", "train_seconds", "eval_seconds", "wall_seconds", "node"]
+
+
+def _column_order(column: str) -> tuple[int, str]:
+    if column in _FIRST:
+        return _FIRST.index(column), ""
+    for place, prefix in enumerate(_LAST):
+        if column == prefix or (prefix.endswith(".") and column.startswith(prefix)):
+            return 100 + place, column
+    return 50, column
+
+
+def _row(record: SearchRecord, trial: TrialRecord) -> dict[str, Any]:
+    best = dict(trial.best_epoch(record.metric, record.direction) or {})
+    best_epoch = best.pop("epoch", None)
+    final = trial.epochs[-1] if trial.epochs else {}
+    return {
+        "trial": trial.number,
+        "arm": trial.arm,
+        "origin": trial.origin,
+        "state": trial.state.value,
+        "reason": trial.reason,
+        "single": trial.single,
+        "switch_layer_name": trial.switch_layer_name,
+        **trial.parameters,
+        "epochs": len(trial.epochs),
+        "best_epoch": None if best_epoch is None else int(best_epoch),
+        **{f"best.{key}": value for key, value in best.items()},
+        **{f"final.{key}": value for key, value in final.items()},
+        "train_seconds": trial.total("train_seconds"),
+        "eval_seconds": trial.total("eval_seconds"),
+        "wall_seconds": None if trial.ended is None else trial.ended - trial.started,
+        "node": trial.node,
+    }
+
+
+def trial_summary(record: SearchRecord, trial: TrialRecord | None) -> dict[str, Any] | None:
+    """What ``result.json`` says of one trial; None where there is none."""
+    if trial is None:
+        return None
+    return {
+        "trial": trial.number,
+        "arm": trial.arm,
+        "origin": trial.origin,
+        "state": trial.state.value,
+        "value": record.value(trial),
+        "epochs": len(trial.epochs),
+        "switch_layer_name": trial.switch_layer_name,
+        "configuration": trial.configuration,
+        "metrics": trial.best_epoch(record.metric, record.direction),
+    }
+
+
+def result(record: SearchRecord, status: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``result.json``; `facts` are the driver's: versions, paths, hardware, seconds."""
+    return {
+        "status": status,
+        "name": record.name,
+        "space": record.space,
+        "metric": record.metric,
+        "direction": record.direction,
+        "best": trial_summary(record, record.best()),
+        "best_fusion": trial_summary(record, record.best(single=False)),
+        "best_control": trial_summary(record, record.best(single=True)),
+        "untuned_default": trial_summary(record, record.untuned_default()),
+        "trials": len(record.trials),
+        "planned_trials": record.planned_trials,
+        "counts": record.counts(),
+        "duplicates": record.duplicates,
+        "notes": record.notes,
+        "epochs": sum(len(trial.epochs) for trial in record.trials),
+        "training_seconds": sum(trial.total("train_seconds") for trial in record.trials),
+        "evaluation_seconds": sum(trial.total("eval_seconds") for trial in record.trials),
+        **facts,
+    }
+
+
+def write_result(content: Mapping[str, Any], path: Path) -> None:
+    """Write ``result.json`` whole or not at all; numbers that are not finite become null."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)

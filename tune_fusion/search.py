@@ -1,0 +1,136 @@
+"""``python -m tune_fusion.search``: search a space for the best layer-wise optimizer fusion.
+
+Torch, Ray and MLflow are imported when a search needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tune_fusion import commands
+from tune_fusion.errors import InputError
+
+_COMMAND = "tune_fusion.search"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    started = time.time()
+    options = _parser().parse(arguments)
+    if options.list:
+        return _list()
+    if options.space is None:
+        raise InputError("--space NAME or FILE is needed; --list shows what there is")
+    if options.dry_run:
+        return _dry_run(options)
+    return _search(options, started)
+
+
+def _parser() -> commands.Parser:
+    parser = commands.Parser(
+        prog=_COMMAND,
+        description="Search for the best layer-wise optimizer fusion, on this machine or a Ray cluster.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--space", metavar="NAME|FILE", help="a shipped search space (--list) or a YAML file")
+    parser.add_argument("--trials", type=commands.natural, metavar="N", help="trials in all (search.trials)")
+    parser.add_argument(
+        "--epochs", type=commands.natural, metavar="N", help="epochs a trial (training.epochs)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the space file, value as YAML",
+    )
+    parser.add_argument("--name", help="name of the search and its folder (default: space and time)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default="sqlite:///mlflow.db",
+        metavar="URI",
+        help="MLflow store (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=commands.seed, metavar="N", help="seed of search and training (search.seed)"
+    )
+    parser.add_argument("--cpus", type=commands.natural, metavar="N", help="CPUs a trial (resources.cpu)")
+    parser.add_argument(
+        "--gpus",
+        type=commands.fraction_of_gpus,
+        metavar="F",
+        help="GPUs a trial, may be a fraction (resources.gpu)",
+    )
+    parser.add_argument(
+        "--concurrent", type=commands.natural, metavar="N", help="trials at once (default: as many as fit)"
+    )
+    parser.add_argument("--address", metavar="ADDR", help="HOST:PORT of a running Ray cluster, or 'auto'")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="the whole path with a small model, digits, few trials"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be searched and start nothing"
+    )
+    parser.add_argument("--list", action="store_true", help="show optimizers, search spaces and data sets")
+    return parser
+
+
+def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
+    named = {
+        "search.trials": options.trials,
+        "training.epochs": options.epochs,
+        "search.seed": options.seed,
+        "resources.cpu": options.cpus,
+        "resources.gpu": options.gpus,
+    }
+    return (*options.set, *(f"{key}={value}" for key, value in named.items() if value is not None))
+
+
+def _list() -> int:
+    from tune_fusion.listing import listing
+
+    print(listing())
+    return 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from tune_fusion.training.checks import check_space
+    from tune_fusion.tuning.dry_run import describe_plan
+
+    checked = check_space(options.space, _overrides(options), stand_in=options.rehearse)
+    print(describe_plan(checked))
+    return 0
+
+
+def _search(options: argparse.Namespace, started: float) -> int:
+    from tune_fusion.reporting.summary import summary
+    from tune_fusion.tracking.mlflow_logger import ui_command
+    from tune_fusion.tuning.driver import run_search
+    from tune_fusion.tuning.preflight import Request
+
+    request = Request(
+        space=options.space,
+        overrides=_overrides(options),
+        name=options.name,
+        output=options.output,
+        tracking_uri=options.tracking_uri,
+        address=options.address,
+        concurrent=options.concurrent,
+        rehearse=options.rehearse,
+    )
+    outcome = run_search(request, started)
+    print(summary(outcome.record, outcome.result, ui_command(request.tracking_uri)))
+    for problem in outcome.problems:
+        print(f"{_COMMAND}: {problem}", file=sys.stderr)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    commands.run(_COMMAND, main)

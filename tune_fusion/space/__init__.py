@@ -1,0 +1,1 @@
+"""What to search: space files, configurations and their sampling. Knows neither torch nor Ray."""

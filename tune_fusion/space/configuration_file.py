@@ -1,0 +1,121 @@
+"""Reading one configuration from a JSON file, as ``python -m tune_fusion.train --config`` takes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from tune_fusion.errors import InputError, suggest
+from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
+from tune_fusion.space.domain import Constant
+from tune_fusion.space.schema import SearchSpace
+from tune_fusion.space.settings import TrainingSettings
+from tune_fusion.space.vocabulary import Vocabulary
+
+_KEYS = ("switch_layer", "low", "high", "training")
+
+
+def read_configuration(
+    path: Path, space: SearchSpace, vocabulary: Vocabulary, layer_names: Sequence[str]
+) -> Configuration:
+    """The configuration in `path`; a ``result.json`` stands for its best one.
+
+    What the file's ``training`` leaves out comes from the space, where it must be a plain value. Raises
+    InputError naming the file, the key, the rule and the value.
+    """
+    values = _read(path)
+    if "best" in values and isinstance(values["best"], dict):
+        values = values["best"]["configuration"]
+    for key in values:
+        if key not in _KEYS:
+            raise InputError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
+    switch = _switch(path, values.get("switch_layer", ALL), layer_names)
+    low = _choice(path, "low", values.get("low"), vocabulary)
+    high = _choice(path, "high", values.get("high"), vocabulary) if switch != ALL else None
+    if switch == ALL and values.get("high"):
+        raise InputError(
+            f"{path}: high: switch_layer 'all' leaves no layer for a high optimizer; remove 'high'"
+        )
+    return Configuration(switch, low, high, _training(path, values.get("training") or {}, space))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path}: a configuration is an object with the keys {', '.join(_KEYS)}, got {values!r:.80}"
+        )
+    return values
+
+
+def _switch(path: Path, value: Any, layer_names: Sequence[str]) -> int | Literal["all"]:
+    if value == ALL:
+        return ALL
+    last = len(layer_names) - 2
+    if isinstance(value, str):
+        if value not in layer_names[:-1]:
+            raise InputError(
+                f"{path}: switch_layer: no layer {value!r}; {suggest(value, [*layer_names[:-1], ALL])}"
+            )
+        return list(layer_names).index(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= last:
+        raise InputError(f"{path}: switch_layer: needs 0 to {last}, a layer's name or 'all', got {value!r}")
+    return value
+
+
+def _choice(path: Path, half: str, values: Any, vocabulary: Vocabulary) -> OptimizerChoice:
+    if not isinstance(values, Mapping) or not isinstance(values.get("optimizer"), str):
+        raise InputError(
+            f'{path}: {half}: needs an object such as {{"optimizer": "adam", "lr": 0.001}}, got {values!r}'
+        )
+    name = values["optimizer"]
+    if name not in vocabulary.optimizers:
+        raise InputError(
+            f"{path}: {half}.optimizer: unknown optimizer {name!r}; {suggest(name, vocabulary.optimizers)}"
+        )
+    known = vocabulary.optimizers[name].hyperparameters
+    settings = {}
+    for key, value in values.items():
+        if key == "optimizer":
+            continue
+        if key not in known:
+            raise InputError(
+                f"{path}: {half}.{key}: {name} has no hyperparameter {key!r}; {suggest(key, known)}"
+            )
+        plain = tuple(value) if isinstance(value, list) else value
+        if not known[key].check(plain):
+            raise InputError(f"{path}: {half}.{key}: needs {known[key].rule}, got {value!r}")
+        settings[key] = plain
+    return OptimizerChoice(name, settings)
+
+
+def _training(path: Path, values: Mapping[str, Any], space: SearchSpace) -> TrainingSettings:
+    for key in values:
+        if key not in TrainingSettings.model_fields:
+            raise InputError(
+                f"{path}: training.{key}: unknown key; {suggest(key, TrainingSettings.model_fields)}"
+            )
+    settled = dict(values)
+    for key, domain in space.training.items():
+        if isinstance(domain, Constant) and key not in values:
+            settled[key] = domain.value
+        elif key not in values:
+            raise InputError(
+                f"{path}: training.{key}: the space searches it, so the configuration must give it"
+            )
+    try:
+        return TrainingSettings.model_validate(settled)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{path}: training.{first['loc'][0]}: {first['msg']}, got {first['input']!r}"
+        ) from error

@@ -1,0 +1,113 @@
+"""A search space: the typed, validated content of a space file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tune_fusion.errors import InputError, suggest
+from tune_fusion.space.configuration import ALL, Value
+from tune_fusion.space.document import Places
+from tune_fusion.space.domain import Choice, Constant, Domain, IntRange, extremes, shown
+from tune_fusion.space.settings import (
+    METRICS,
+    AshaSettings,
+    DataSettings,
+    ModelSettings,
+    ResourceSettings,
+    SearchSettings,
+)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a search may try, and how: plain data that pickles.
+
+    `low`, `high` and `controls` name optimizers; `high` is empty where one optimizer trains every layer.
+    """
+
+    name: str
+    """The file's name without its ending."""
+    source: str
+    """The path the space was read from."""
+    description: str
+    """The file's first comment line."""
+    model: ModelSettings
+    data: DataSettings
+    search: SearchSettings
+    asha: AshaSettings
+    resources: ResourceSettings
+    training: Mapping[str, Domain]
+    """A domain for every field of TrainingSettings."""
+    switch_layer: Domain
+    """Layer indices and "all"; as read from a file also layer names, until `with_switch` resolves them."""
+    low: tuple[str, ...]
+    high: tuple[str, ...]
+    controls: tuple[str, ...]
+    optimizers: Mapping[str, Mapping[str, Domain]]
+    """The domains of every optimizer that a list names: the file's, else the registry's ranges."""
+    defaults: Mapping[str, Mapping[str, Value]]
+    """For the same optimizers: the value of each hyperparameter where nothing is said."""
+    text: str = dataclasses.field(repr=False)
+    """The file as run: overrides applied, comments kept."""
+    places: Places = dataclasses.field(repr=False)
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """Whether the search's metric is to grow or to shrink."""
+        return METRICS[self.search.metric]
+
+    @property
+    def single(self) -> bool:
+        """True where one optimizer trains every layer: no switch layer and no high optimizer."""
+        return self.switch_layer == Constant(ALL)
+
+    def place(self, path: str) -> str:
+        """Where `path` was said: ``effnet.yaml:12: space.low``, or ``--set space.low``."""
+        return self.places.place(path)
+
+    def to_yaml(self) -> str:
+        """The file as run, with everything set from outside in it; `load_space` reads it back."""
+        return self.text
+
+    def with_switch(self, layers: Sequence[str]) -> SearchSpace:
+        """The same space for a model whose layers have these names, in forward order: names become indices.
+
+        Raises InputError, with its place, for a layer that the model does not have or that leaves no layer to
+        the high optimizer (indices run from 0 to ``len(layers) - 2``), and for one layer given twice.
+        """
+        if self.single:
+            return self
+        place = self.place("space.switch_layer")
+        domain = self.switch_layer
+        if isinstance(domain, IntRange):
+            for end in (domain.low, domain.high):
+                _layer_index(end, layers, place)
+            return self
+        indices = [_layer_index(value, layers, place) for value in extremes(domain)]
+        for position, index in enumerate(indices):
+            if index in indices[:position]:
+                raise InputError(f"{place}: layer {index} is given twice in {shown(extremes(domain))}")
+        resolved = Constant(indices[0]) if isinstance(domain, Constant) else Choice(tuple(indices))
+        return dataclasses.replace(self, switch_layer=resolved)
+
+
+def _layer_index(value: Value, layers: Sequence[str], place: str) -> int | Literal["all"]:
+    if value == ALL:
+        return ALL
+    last = len(layers) - 2
+    if last < 0:
+        raise InputError(
+            f"{place}: the model has a single layer and cannot be split; the only switch layer is all"
+        )
+    if isinstance(value, str) and value not in layers:
+        raise InputError(f"{place}: the model has no layer {value!r}; {suggest(value, layers)}")
+    index = layers.index(value) if isinstance(value, str) else value
+    if not isinstance(index, int) or not 0 <= index <= last:
+        raise InputError(
+            f"{place}: switch layer {shown(value)} must lie in 0..{last}: the model has {len(layers)} layers "
+            f"({layers[0]} to {layers[-1]}), and at least one must stay for the high optimizer"
+        )
+    return index

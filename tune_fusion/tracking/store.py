@@ -1,0 +1,230 @@
+"""The store: the few calls of MLflow that bring a run's news to it; the first of them imports MLflow."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from tune_fusion.tracking.changes import Artifact, Pending
+from tune_fusion.tracking.uri import absolute, database_path
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_POINTS_A_CALL, _WORDS_A_CALL = 800, 100
+"""MLflow takes at most 100 parameters, 100 tags and 1,000 things in all at once."""
+_KEY_TAG = "tune_fusion.key"
+_PASSING = {
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "ABORTED",
+}
+"""MLflow's error codes after which the same call may succeed later."""
+
+# MLflow's own retries block for minutes without a word, so `Delivery` makes the pauses between attempts.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class MlflowStore:
+    """The experiment named `experiment` in the store behind `uri`; used by one thread, as a context manager.
+
+    While it is entered, MLflow's log lines of that thread are kept off the terminal, and those of its
+    settings that the user has not set are set for short waits.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = absolute(uri)
+        self.experiment = experiment
+        self.experiment_id: str | None = None
+        self._client: MlflowClient | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_environment(_SETTINGS))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def deliver(self, run: Pending, parent: Pending | None) -> None:
+        """Bring everything pending about `run` to the store, and make the run where it is missing.
+
+        `parent` is the run it is nested in. What the store took is removed from `run` at once, so that after
+        an error the same call goes on where it stopped; no value is ever stored twice.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        client = self._connect()
+        run_id = self._find_or_create(client, run, parent)
+        while run.points or run.params or run.tags:
+            points = run.points[:_POINTS_A_CALL]
+            params, tags = list(run.params)[:_WORDS_A_CALL], list(run.tags)[:_WORDS_A_CALL]
+            client.log_batch(
+                run_id,
+                metrics=[Metric(point.key, point.value, point.at, point.step) for point in points],
+                params=[Param(key, run.params[key]) for key in params],
+                tags=[RunTag(key, run.tags[key]) for key in tags],
+            )
+            del run.points[: len(points)]
+            for key in params:
+                del run.params[key]
+            for key in tags:
+                del run.tags[key]
+        while run.artifacts:
+            _upload(client, run_id, run.artifacts[0])
+            del run.artifacts[0]
+        if run.ended:
+            status, at = run.ended
+            client.set_terminated(run_id, status, at)
+            run.ended = None
+
+    def _connect(self) -> MlflowClient:
+        if self._client is None:
+            from mlflow.tracking import MlflowClient
+
+            self._stack.enter_context(_quiet())
+            with _alone(database_path(self.uri)):
+                client = MlflowClient(self.uri, registry_uri=self.uri)
+                self.experiment_id = self._find_experiment(client)
+            self._client = client
+        return self._client
+
+    def _find_experiment(self, client: MlflowClient) -> str:
+        """The experiment's id; it is made where it is missing, and restored where it was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(client.create_experiment(self.experiment, self._artifact_location()))
+            except MlflowException as error:
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise  # not merely another search that was faster
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _artifact_location(self) -> str | None:
+        """Beside a SQLite file, not wherever the search was started; a server knows its own place."""
+        path = database_path(self.uri)
+        if path is None:
+            return None
+        return (path.parent / "mlartifacts" / self.experiment.replace("/", "_")).as_uri()
+
+    def _find_or_create(self, client: MlflowClient, run: Pending, parent: Pending | None) -> str:
+        if run.run_id is None:
+            tags = {**run.tags, _KEY_TAG: run.key}
+            if parent is not None:
+                tags["mlflow.parentRunId"] = self._find_or_create(client, parent, None)
+            experiment_id = str(self.experiment_id)
+            found = None
+            if run.attempted:  # the answer may have been lost after the run was made
+                key_filter = f"tags.`{_KEY_TAG}` = '{run.key}'"
+                found = next(iter(client.search_runs([experiment_id], key_filter, max_results=1)), None)
+            run.attempted = True
+            if found is None:
+                found = client.create_run(experiment_id, run.started, tags, run.name)
+                run.tags = {}
+            run.run_id = str(found.info.run_id)
+        return run.run_id
+
+
+def passes(error: Exception) -> bool:
+    """Whether the same call of a store may succeed later: the store is away, busy or full, not displeased."""
+    code = getattr(error, "error_code", None)  # only MlflowException has one
+    if code is not None:
+        return code in _PASSING
+    if isinstance(error, OSError):  # requests' errors among them
+        return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+    # SQLAlchemy's errors of the connection; an import that met another thread's, half done.
+    return type(error).__name__ in ("OperationalError", "InterfaceError") or isinstance(error, ImportError)
+
+
+def _upload(client: MlflowClient, run_id: str, artifact: Artifact) -> None:
+    folder, _, name = artifact.name.rpartition("/")
+    if callable(artifact.source):
+        client.log_text(run_id, artifact.source(), artifact.name)
+    elif artifact.source.name == name:
+        client.log_artifact(run_id, str(artifact.source), folder or None)
+    else:  # MLflow names an artifact as its file is named
+        with tempfile.TemporaryDirectory() as scratch:
+            link = Path(scratch, name)
+            link.symlink_to(artifact.source.resolve(strict=True))
+            client.log_artifact(run_id, str(link), folder or None)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that the user has not set, and take them back."""
+    missing = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for key in missing:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what MLflow and its libraries log on this thread off the terminal: the delivery reports errors.
+
+    MLflow must be imported: that is when it sets up the handlers.
+    """
+    own = threading.get_ident()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    names = ("mlflow", "alembic", "sqlalchemy.engine")
+    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
+    for handler in handlers:
+        handler.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(elsewhere)
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Keep other searches of this machine away while a SQLite file gets its tables.
+
+    Raises:
+        BlockingIOError: another one is at it.
+    """
+    if database is None:
+        yield
+        return
+    folder = os.open(database.parent, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+            # Else the file system locks no folders: two first searches at once may collide there.
+        yield
+    finally:
+        os.close(folder)

@@ -1,0 +1,1 @@
+"""The training loop: no Ray and no MLflow in it."""

@@ -1,0 +1,66 @@
+"""What one epoch reports, and how validation is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tune_fusion import vision
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch of one trial.
+
+    Keys of `metrics`, all finite floats: ``train_loss``, ``val_loss`` (nats an image), ``val_accuracy``,
+    ``val_macro_f1`` (in [0, 1]), ``train_seconds``, ``eval_seconds``, ``images_per_second`` (training
+    images), and for each half ``low.lr`` / ``high.lr`` (the rate the epoch was trained with) and, where
+    HN_Adam stands, ``low.amsgrad_share`` (in [0, 1]) and ``low.mean_lambda`` (in [1, 4]).
+    """
+
+    epoch: int
+    """1 for the first."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    diverged: bool = False
+    """True where a loss was not finite: the epoch is not complete and only its finite numbers are given."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model on a whole split: mean cross-entropy in nats, accuracy and macro-F1 in [0, 1]."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, autocast: torch.autocast
+) -> Evaluation:
+    """Measure `model` in evaluation mode; it is left in that mode.
+
+    The loss is plain cross-entropy without label smoothing, so that trials with and without it compare.
+    """
+    functional = vision.torchmetrics.functional.classification
+    model.eval()
+    losses: list[Tensor] = []
+    predictions: list[Tensor] = []
+    targets: list[Tensor] = []
+    for images, labels in batches:
+        with autocast:
+            logits = model(images)
+        losses.append(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
+        predictions.append(logits.argmax(dim=1))
+        targets.append(labels)
+    predicted, target = torch.cat(predictions), torch.cat(targets)
+    return Evaluation(
+        loss=float(torch.stack(losses).sum()) / len(target),
+        accuracy=float((predicted == target).float().mean()),
+        macro_f1=float(
+            functional.multiclass_f1_score(predicted, target, num_classes=num_classes, average="macro")
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The search: the only place that knows Ray."""

@@ -1,0 +1,137 @@
+"""The Ray cluster a search runs on: started here or joined, measured, and left as it was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tune_fusion.errors import InputError
+from tune_fusion.space.settings import ResourceSettings
+
+# Settings of Ray that must stand in the environment before it is imported.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# Trials pass nothing through Ray's object store but their configuration.
+_OBJECT_STORE_BYTES = 200 * 2**20
+_CONNECT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster can give, in CPUs and GPUs."""
+
+    host: str
+    cpu: float
+    gpu: float
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray, connected to `address` (or $RAY_ADDRESS, as in a submitted job), else a Ray of our own.
+
+    A Ray of our own is gone afterwards; a cluster that was joined goes on.
+
+    Raises InputError when the address does not answer.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_address(target)
+    own = target == "local"
+    options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
+    try:
+        ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
+            "start one with 'ray start --head', or leave --address out to run on this machine alone"
+        ) from error
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(target: str) -> None:
+    """Refuse at once what Ray would try for a long while."""
+    if target in ("local", "auto"):
+        return
+    if "://" in target:
+        raise InputError(
+            f"--address {target}: a Ray client or dashboard address cannot run a search; give HOST:PORT of "
+            "the cluster's head, or submit the search with 'ray job submit --address http://HEAD:8265 -- ...'"
+        )
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdigit() or int(port) >= 2**16:
+        raise InputError(f"--address {target}: expected HOST:PORT, 'auto' or 'local', got {target!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"--address {target}: no Ray cluster answers there ({error.strerror or error}); start one with "
+            "'ray start --head', or leave --address out to run on this machine alone"
+        ) from error
+
+
+def nodes() -> list[Node]:
+    """The living nodes of the connected cluster."""
+    import ray
+
+    return [
+        Node(n["NodeManagerHostname"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
+
+
+def slots(resources: ResourceSettings, cluster: list[Node]) -> int:
+    """How many trials with `resources` fit on the cluster at once.
+
+    A fraction of a GPU never spans two GPUs; a trial never spans two nodes.
+    """
+    return sum(_fit(resources, node) for node in cluster)
+
+
+def _fit(resources: ResourceSettings, node: Node) -> int:
+    by_cpu = int(node.cpu // resources.cpu)
+    if resources.gpu == 0:
+        return by_cpu
+    if resources.gpu < 1:
+        # Rounded before the division: 1 // 0.1 is 9 in floating point.
+        return min(by_cpu, int(node.gpu) * int(round(1 / resources.gpu, 6)))
+    return min(by_cpu, int(node.gpu // resources.gpu))
+
+
+def check_resources(resources: ResourceSettings, cluster: list[Node]) -> None:
+    """Raise InputError when no node can run even one trial: Ray itself would wait for ever."""
+    if resources.gpu > 1 and resources.gpu != int(resources.gpu):
+        raise InputError(
+            f"--gpus {resources.gpu:g}: above 1 a trial takes whole GPUs; give 1, 2, ... or a fraction"
+        )
+    if slots(resources, cluster) > 0:
+        return
+    has = "; ".join(f"{node.host}: {node.cpu:g} CPUs, {node.gpu:g} GPUs" for node in cluster)
+    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > max(node.gpu for node in cluster) else ""
+    raise InputError(
+        f"resources: one trial asks for {resources.cpu} CPUs and {resources.gpu:g} GPUs, and no node has "
+        f"them: {has}; lower --cpus or --gpus{hint}"
+    )

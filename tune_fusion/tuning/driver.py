@@ -1,0 +1,218 @@
+"""Runs one search from its request to its files."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tune_fusion.errors import TuneFusionError
+from tune_fusion.records import SearchRecord
+from tune_fusion.reporting.live import progress
+from tune_fusion.reporting.results import result, write_result, write_trials
+from tune_fusion.tracking.mlflow_logger import MlflowLogger, redact
+from tune_fusion.training.checks import Checked, check_space, prove
+from tune_fusion.training.workbench import Workbench, pick_device
+from tune_fusion.tuning import cluster
+from tune_fusion.tuning.best_model import best_model
+from tune_fusion.tuning.bridge import run_trials
+from tune_fusion.tuning.engine import Engine
+from tune_fusion.tuning.facts import git_commit, hardware, versions
+from tune_fusion.tuning.interruption import Interrupted, Interruption
+from tune_fusion.tuning.preflight import Request, check_request
+from tune_fusion.tuning.trainable import TrialPlan
+from tune_fusion.tuning.weights import WeightKeeper
+
+Status = Literal["completed", "interrupted", "failed"]
+# Seconds the tracking store is given to take the last records once a search has ended, and once a person
+# waits for the prompt.
+_DELIVERY_SECONDS = 300.0
+_DELIVERY_SECONDS_INTERRUPTED = 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search ended with."""
+
+    record: SearchRecord
+    result: dict[str, Any]
+    exit_code: int
+    problems: list[str]
+    """What went wrong on the way and did not end the search, in words."""
+
+
+class _BrokenError(Exception):
+    """The engine says that going on is useless."""
+
+
+def run_search(request: Request, started: float) -> Outcome:
+    """Check the request, run the search on Ray, write and log what it found.
+
+    `started` is when the command was typed, in seconds since 1970. Raises InputError before anything is
+    written; once trials run, whatever happens becomes an `Outcome`.
+    """
+    with Interruption() as interruption:
+        checked = check_space(request.space, request.overrides, stand_in=request.rehearse)
+        folder = check_request(request, checked)
+        space = checked.space
+        bench = prove(checked, pick_device(0))
+        with cluster.connected(request.address):
+            nodes = cluster.nodes()
+            cluster.check_resources(space.resources, nodes)
+            return _Search(request, checked, folder, bench, started).run(interruption, nodes)
+
+
+class _Search:
+    def __init__(
+        self,
+        request: Request,
+        checked: Checked,
+        folder: Path,
+        bench: Workbench,
+        started: float,
+    ) -> None:
+        space = checked.space
+        self._request = request
+        self._checked = checked
+        self._folder = folder
+        self._fingerprint = bench.data.fingerprint
+        self._bench = bench
+        self._record = SearchRecord(
+            name=folder.name,
+            space=space.name,
+            metric=space.search.metric,
+            direction=space.direction,
+            planned_trials=space.search.trials,
+            started=started,
+        )
+        self._plan = TrialPlan(
+            model=space.model,
+            data=space.data,
+            seed=space.search.seed,
+            threads=space.resources.cpu,
+            gpu=space.resources.gpu,
+            metric=space.search.metric,
+            direction=space.direction,
+            run_folder=folder,
+        )
+        self._paths = {
+            "result": folder / "result.json",
+            "trials": folder / "trials.csv",
+            "space": folder / "space.yaml",
+            "layers": folder / "layers.json",
+            "logs": folder / "logs",
+        }
+
+    def run(self, interruption: Interruption, nodes: list[cluster.Node]) -> Outcome:
+        self._write_inputs()
+        files = [self._paths["space"], self._paths["layers"]]
+        logger = MlflowLogger(self._request.tracking_uri, self._record, tags=self._tags(), files=files)
+        logger.start()
+        status, exit_code, problems = self._fit(interruption, logger)
+        content = self._write_results(status, nodes, problems)
+        if self._record.trials and not any(trial.epochs for trial in self._record.trials):
+            status, exit_code = ("failed", 1) if status == "completed" else (status, exit_code)
+        best = best_model(self._plan, self._bench, self._record.best()) if status == "completed" else None
+        logger.search_ended(
+            status,
+            artifacts=[self._paths["result"], self._paths["trials"]],
+            best=best,
+        )
+        problems += logger.close(
+            _DELIVERY_SECONDS_INTERRUPTED if status == "interrupted" else _DELIVERY_SECONDS
+        )
+        return Outcome(self._record, content, exit_code, problems)
+
+    def _write_inputs(self) -> None:
+        self._paths["logs"].mkdir(parents=True)
+        self._paths["space"].write_text(self._checked.space.to_yaml(), encoding="utf-8")
+        layers = [
+            {
+                "index": layer.index,
+                "name": layer.name,
+                "parameters": layer.count,
+                "tensors": list(layer.parameters),
+            }
+            for layer in self._checked.layers
+        ]
+        self._paths["layers"].write_text(json.dumps(layers, indent=2) + "\n", encoding="utf-8")
+
+    def _tags(self) -> dict[str, str]:
+        tags = {f"version.{name}": version for name, version in versions().items()}
+        return tags | {"git_commit": git_commit(), "data_fingerprint": self._fingerprint}
+
+    def _fit(self, interruption: Interruption, logger: MlflowLogger) -> tuple[Status, int, list[str]]:
+        """Run the trials; returns the status, the exit code and what went wrong."""
+        record = self._record
+        with progress(record) as view:
+            engine = Engine(
+                space=self._checked.space,
+                vocabulary=self._checked.vocabulary,
+                record=record,
+                layer_names=self._checked.layer_names,
+                slots=self._slots(),
+                listeners=[WeightKeeper(record, self._plan.weights_path), logger, view],
+            )
+
+            def check() -> None:
+                interruption.check()
+                if engine.broken:
+                    raise _BrokenError(engine.broken)
+
+            interruption.deferred = True
+            try:
+                run_trials(engine, check, self._plan, self._checked.space.resources)
+                check()
+            except Interrupted as stop:
+                engine.interrupt()
+                return "interrupted", stop.exit_code, []
+            except _BrokenError as error:
+                engine.interrupt()
+                problem = f"the first trials all failed alike, so the search was stopped: {error}"
+                return "failed", TuneFusionError.exit_code, [problem]
+            return "completed", 0, []
+
+    def _slots(self) -> Callable[[], int]:
+        resources, most = self._checked.space.resources, self._request.concurrent
+        asked, known = 0.0, 0
+
+        def slots() -> int:
+            # A cluster may grow or shrink; asking it takes a few milliseconds, so not before every start.
+            nonlocal asked, known
+            if time.monotonic() - asked > 5 or not known:
+                asked, known = time.monotonic(), cluster.slots(resources, cluster.nodes())
+            return known if most is None else min(known, most)
+
+        return slots
+
+    def _write_results(
+        self, status: Status, nodes: list[cluster.Node], problems: list[str]
+    ) -> dict[str, Any]:
+        """Write ``trials.csv`` and ``result.json``; returns the content of the latter."""
+        record = self._record
+        write_trials(record, self._paths["trials"])
+        facts: Mapping[str, Any] = {
+            "wall_seconds": time.time() - record.started,
+            "seed": self._plan.seed,
+            "data": {"name": self._plan.data.name, "fingerprint": self._fingerprint},
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(nodes),
+            "tracking_uri": redact(self._request.tracking_uri),
+            "command": shlex.join([sys.executable, "-m", "tune_fusion.search", *sys.argv[1:]]),
+            "problems": problems,
+            "paths": {name: str(path) for name, path in self._paths.items()} | self._weights(),
+        }
+        content = result(record, status, facts)
+        write_result(content, self._paths["result"])
+        return content
+
+    def _weights(self) -> dict[str, str]:
+        best = self._record.best()
+        path = self._plan.weights_path(best.number) if best is not None else None
+        return {"weights": str(path)} if path is not None and path.exists() else {}

@@ -1,0 +1,77 @@
+"""What a search would do, in words and numbers, without starting anything."""
+
+from __future__ import annotations
+
+from tune_fusion.space.domain import largest
+from tune_fusion.space.sampling import describe
+from tune_fusion.training.checks import Checked
+from tune_fusion.tuning.asha import expected_trials
+from tune_fusion.tuning.engine import SearchArm, make_arms
+
+_SAMPLES = 10
+
+
+def describe_plan(checked: Checked) -> str:
+    """The layer map, ten sampled configurations, the rungs with expected trials, the plan's epochs."""
+    arms = make_arms(checked.space)
+    return "\n\n".join(
+        [_header(checked), _layer_table(checked), _samples(checked, arms), _rungs(checked, arms)]
+    )
+
+
+def _header(checked: Checked) -> str:
+    space, data = checked.space, checked.data
+    return (
+        f"{space.name}: {space.model.name} on {data.name}, {data.train_images} training and "
+        f"{data.validation_images} validation images, {len(data.classes)} classes; "
+        f"{space.search.trials} trials, {space.search.sampler} sampler, {space.search.scheduler} scheduler, "
+        f"{space.search.metric}, seed {space.search.seed}"
+    )
+
+
+def _layer_table(checked: Checked) -> str:
+    total = sum(layer.count for layer in checked.layers)
+    width = max(len(layer.name) for layer in checked.layers)
+    lines = [f"layer map ({len(checked.layers)} layers, {total:,} trainable parameters)"]
+    seen = 0
+    for layer in checked.layers:
+        seen += layer.count
+        lines.append(
+            f"  {layer.index:>3}  {layer.name:<{width}}  {layer.count:>12,}  "
+            f"low-level share if switched here {seen / total:6.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _samples(checked: Checked, arms: list[SearchArm]) -> str:
+    lines = ["sampled configurations"]
+    study = next(arm.study for arm in arms if arm.name == "fusion")
+    for _ in range(_SAMPLES):
+        suggestion = study.ask()
+        if suggestion is None:
+            break
+        text = describe(suggestion.configuration, checked.layer_names)
+        lines.append(f"  {text}{'   (untuned default)' if suggestion.origin == 'default' else ''}")
+    return "\n".join(lines)
+
+
+def _rungs(checked: Checked, arms: list[SearchArm]) -> str:
+    space = checked.space
+    epochs = int(largest(space.training["epochs"]))
+    lines, total = ["rungs, expected trials at each"], 0.0
+    for arm in arms:
+        if space.search.scheduler == "none":
+            plan = [(epochs, float(arm.budget))]
+        else:
+            plan = expected_trials(space.asha, epochs, arm.budget)
+        spent, before = 0.0, 0
+        for rung, trials in plan:
+            spent += trials * (rung - before)
+            before = rung
+        total += spent
+        steps = ", ".join(f"epoch {rung}: {trials:.1f}" for rung, trials in plan)
+        lines.append(f"  {arm.name:<8} {steps}; about {spent:.0f} of {arm.budget * epochs} epochs")
+    full = space.search.trials * epochs
+    images = checked.data.train_images
+    lines.append(f"  plan     about {total:.0f} of {full} epochs, {total * images:,.0f} training images")
+    return "\n".join(lines)
