@@ -62,7 +62,7 @@ def run(command: str, body: Callable[[], int]) -> NoReturn:
     except TuneFusionError as error:
         print(f"{command}: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print(f"{command}: interrupted", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as interrupt:
+        print(f"{command}: interrupted before anything was written", file=sys.stderr)
+        code = getattr(interrupt, "exit_code", 130)
     sys.exit(code)

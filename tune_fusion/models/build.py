@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tune_fusion import vision
 from tune_fusion.errors import InputError, suggest
 from tune_fusion.models import weights as trained
 from tune_fusion.models.zoo import ZOO
-from tune_fusion.vision import timm
 
 # What timm's models raise when an argument or an image size does not suit them.
 _REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError, LookupError)
@@ -92,15 +92,15 @@ def model_facts(name: str) -> ModelFacts:
         network = ZOO[name]
         zeros, ones = (0.0,) * network.in_channels, (1.0,) * network.in_channels
         return ModelFacts(network.input_size, network.fixed_input, zeros, ones, "zoo")
-    config = timm.models.get_pretrained_cfg(name)
+    config = vision.timm.models.get_pretrained_cfg(name)
     if config is None:  # a model registered without any configuration: timm's own defaults
-        config = timm.models.PretrainedCfg()
+        config = vision.timm.models.PretrainedCfg()
     return ModelFacts(
         input_size=config.input_size[-1],
         fixed_input=config.fixed_input_size,
         mean=tuple(config.mean),
         std=tuple(config.std),
-        family=timm.models.model_entrypoint(name).__module__.rpartition(".")[2],
+        family=vision.timm.models.model_entrypoint(name).__module__.rpartition(".")[2],
     )
 
 
@@ -189,13 +189,13 @@ def _check_name(name: str) -> None:
     if name in ZOO:
         return
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        names = [*ZOO, *timm.list_models()]
-        hint = suggest(name, [*names, *timm.list_models(pretrained=True)] if tag else names)
+    if not vision.timm.is_model(architecture):
+        names = [*ZOO, *vision.timm.list_models()]
+        hint = suggest(name, [*names, *vision.timm.list_models(pretrained=True)] if tag else names)
         if hint.startswith("known:"):  # more than a thousand names
             hint = f"known: {', '.join(ZOO)}, and the {len(names) - len(ZOO)} of timm.list_models()"
         raise InputError(f"there is no model {name!r}; {hint}")
-    tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(architecture)]
+    tags = [known.partition(".")[2] for known in vision.timm.models.get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in tags:
         if not tags:
             raise InputError(f"{architecture!r} has no trained weights, so it has no tag {tag!r}")
@@ -237,7 +237,9 @@ def _create(name: str, num_classes: int, in_channels: int, image_size: int | Non
     if resized and facts.fixed_input:
         more["img_size"] = image_size
     try:
-        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **more)
+        model: nn.Module = vision.timm.create_model(
+            name, num_classes=num_classes, in_chans=in_channels, **more
+        )
     except _REFUSALS as error:
         if more.get("pretrained"):
             raise  # the caller knows which weights did not fit

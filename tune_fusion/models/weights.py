@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tune_fusion import vision
 from tune_fusion.errors import InputError
 from tune_fusion.models.zoo import FIRST_CONVOLUTION, HEAD, ZOO
-from tune_fusion.vision import timm
 
 PACKAGE = "package:"
 """What the name of an installed package with a weight file starts with."""
@@ -116,7 +116,7 @@ def load_zoo(model: nn.Module, weights: str) -> None:
 
 
 def _adapt(weight: Tensor, channels: int) -> Tensor:
-    adapted: Tensor = timm.models.adapt_input_conv(channels, weight, base_chans=weight.shape[1])
+    adapted: Tensor = vision.timm.models.adapt_input_conv(channels, weight, base_chans=weight.shape[1])
     return adapted
 
 
@@ -128,7 +128,7 @@ def timm_overlay(name: str, weights: str) -> dict[str, Any]:
     """
     path = weight_file(weights)
     state = read_state(path)
-    config = timm.models.get_pretrained_cfg(name)
+    config = vision.timm.models.get_pretrained_cfg(name)
     _check_package(name, weights)
     if weights.removeprefix(PACKAGE) in _SAME_ORDER:
         state = _renamed(state, path, name.partition(".")[0])
@@ -151,7 +151,7 @@ def timm_overlay(name: str, weights: str) -> dict[str, Any]:
 def _renamed(state: State, path: Path, architecture: str) -> State:
     """A package's tensors under timm's names, matched by position; every shape must agree."""
     with torch.device("meta"):
-        own = timm.create_model(architecture).state_dict()
+        own = vision.timm.create_model(architecture).state_dict()
     shapes = [tuple(value.shape) for value in state.values()]
     if shapes != [tuple(value.shape) for value in own.values()]:
         raise InputError(
@@ -181,9 +181,9 @@ def hub_overlay(name: str) -> dict[str, Any]:
     Raises InputError within about six seconds if there are no weights for `name`, or if they are neither
     cached nor can be fetched; the message says what to put where.
     """
-    config = timm.models.get_pretrained_cfg(name)
+    config = vision.timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        tags = sorted(timm.models.list_pretrained(f"{name.partition('.')[0]}*"))
+        tags = sorted(vision.timm.models.list_pretrained(f"{name.partition('.')[0]}*"))
         known = f"; there are for {', '.join(tags[:8])}" if tags else ""
         raise InputError(f"model.pretrained: timm has no trained weights for {name!r}{known}")
     if config.file:

@@ -22,7 +22,7 @@ from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.training.workbench import Workbench
 
-_KEY = re.compile(r"((?:model|data|space|training|search|resources)\.\w+): (.*)", re.DOTALL)
+_KEY = re.compile(r"((?:model|data|space|training|search|resources)\.\w+)\b(?:: )?")
 _T = TypeVar("_T")
 
 
@@ -94,6 +94,7 @@ def _located(space: SearchSpace, path: str, check: Callable[[], _T]) -> _T:
     try:
         return check()
     except InputError as error:
-        named = _KEY.fullmatch(str(error))
-        key, message = named.groups() if named else (path, str(error))
-        raise InputError(f"{space.place(key)}: {message}") from error
+        message = str(error)
+        if named := _KEY.match(message):
+            path, message = named[1], message.removeprefix(f"{named[1]}: ")
+        raise InputError(f"{space.place(path)}: {message}") from error

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,8 @@ from tune_fusion.tuning.trainable import TrialPlan
 from tune_fusion.tuning.weights import WeightKeeper
 
 Status = Literal["completed", "interrupted", "failed"]
-# Seconds the tracking store is given to take the last records once a search has ended, and once a person
-# waits for the prompt.
-_DELIVERY_SECONDS = 300.0
-_DELIVERY_SECONDS_INTERRUPTED = 5.0
+# Seconds the tracking store is given to take the last records when a person waits for the prompt.
+_LAST_WORDS_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,13 @@ class Outcome:
     exit_code: int
     problems: list[str]
     """What went wrong on the way and did not end the search, in words."""
+
+
+@dataclass(frozen=True)
+class _Ending:
+    status: Status
+    exit_code: int
+    problems: tuple[str, ...] = ()
 
 
 class _BrokenError(Exception):
@@ -61,7 +67,10 @@ def run_search(request: Request, started: float) -> Outcome:
         folder = check_request(request, checked)
         space = checked.space
         bench = prove(checked, pick_device(0))
+        interruption.defer()
         with cluster.connected(request.address):
+            interruption.install()
+            interruption.check()
             nodes = cluster.nodes()
             cluster.check_resources(space.resources, nodes)
             return _Search(request, checked, folder, bench, started).run(interruption, nodes)
@@ -113,20 +122,19 @@ class _Search:
         files = [self._paths["space"], self._paths["layers"]]
         logger = MlflowLogger(self._request.tracking_uri, self._record, tags=self._tags(), files=files)
         logger.start()
-        status, exit_code, problems = self._fit(interruption, logger)
-        content = self._write_results(status, nodes, problems)
-        if self._record.trials and not any(trial.epochs for trial in self._record.trials):
-            status, exit_code = ("failed", 1) if status == "completed" else (status, exit_code)
-        best = best_model(self._plan, self._bench, self._record.best()) if status == "completed" else None
-        logger.search_ended(
-            status,
-            artifacts=[self._paths["result"], self._paths["trials"]],
-            best=best,
-        )
-        problems += logger.close(
-            _DELIVERY_SECONDS_INTERRUPTED if status == "interrupted" else _DELIVERY_SECONDS
-        )
-        return Outcome(self._record, content, exit_code, problems)
+        ending = _Ending("failed", TuneFusionError.exit_code)
+        artifacts: list[Path] = []
+        best = None
+        try:
+            ending = self._fit(interruption, logger)
+            content = self._write_results(ending, nodes)
+            artifacts = [self._paths["result"], self._paths["trials"]]
+            if ending.status == "completed":
+                best = best_model(self._plan, self._bench, self._record.best())
+        finally:
+            logger.search_ended(ending.status, artifacts=artifacts, best=best)
+            undelivered = logger.close(_LAST_WORDS_SECONDS if ending.status == "interrupted" else None)
+        return Outcome(self._record, content, ending.exit_code, [*ending.problems, *undelivered])
 
     def _write_inputs(self) -> None:
         self._paths["logs"].mkdir(parents=True)
@@ -146,8 +154,8 @@ class _Search:
         tags = {f"version.{name}": version for name, version in versions().items()}
         return tags | {"git_commit": git_commit(), "data_fingerprint": self._fingerprint}
 
-    def _fit(self, interruption: Interruption, logger: MlflowLogger) -> tuple[Status, int, list[str]]:
-        """Run the trials; returns the status, the exit code and what went wrong."""
+    def _fit(self, interruption: Interruption, logger: MlflowLogger) -> _Ending:
+        """Run the trials, and say how that ended."""
         record = self._record
         with progress(record) as view:
             engine = Engine(
@@ -162,20 +170,28 @@ class _Search:
             def check() -> None:
                 interruption.check()
                 if engine.broken:
-                    raise _BrokenError(engine.broken)
+                    raise _BrokenError
 
-            interruption.deferred = True
             try:
                 run_trials(engine, check, self._plan, self._checked.space.resources)
                 check()
             except Interrupted as stop:
                 engine.interrupt()
-                return "interrupted", stop.exit_code, []
-            except _BrokenError as error:
+                return _Ending("interrupted", stop.exit_code)
+            except _BrokenError:
                 engine.interrupt()
-                problem = f"the first trials all failed alike, so the search was stopped: {error}"
-                return "failed", TuneFusionError.exit_code, [problem]
-            return "completed", 0, []
+                return self._failure(f"the first trials all failed alike: {engine.broken}")
+            except Exception as error:  # noqa: BLE001  (whatever Ray raises, what was found must be written)
+                engine.interrupt()
+                (self._paths["logs"] / "driver.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                return self._failure(f"Ray Tune stopped: {type(error).__name__}: {error}")
+        if not any(trial.epochs for trial in record.trials):
+            reasons = sorted({trial.reason for trial in record.trials})
+            return self._failure(f"no trial finished an epoch: {'; '.join(reasons)}")
+        return _Ending("completed", 0)
+
+    def _failure(self, problem: str) -> _Ending:
+        return _Ending("failed", TuneFusionError.exit_code, (f"{problem} (details: {self._paths['logs']})",))
 
     def _slots(self) -> Callable[[], int]:
         resources, most = self._checked.space.resources, self._request.concurrent
@@ -190,9 +206,7 @@ class _Search:
 
         return slots
 
-    def _write_results(
-        self, status: Status, nodes: list[cluster.Node], problems: list[str]
-    ) -> dict[str, Any]:
+    def _write_results(self, ending: _Ending, nodes: list[cluster.Node]) -> dict[str, Any]:
         """Write ``trials.csv`` and ``result.json``; returns the content of the latter."""
         record = self._record
         write_trials(record, self._paths["trials"])
@@ -204,11 +218,11 @@ class _Search:
             "git_commit": git_commit(),
             "hardware": hardware(nodes),
             "tracking_uri": redact(self._request.tracking_uri),
-            "command": shlex.join([sys.executable, "-m", "tune_fusion.search", *sys.argv[1:]]),
-            "problems": problems,
+            "command": redact(shlex.join([sys.executable, "-m", "tune_fusion.search", *sys.argv[1:]])),
+            "problems": ending.problems,
             "paths": {name: str(path) for name, path in self._paths.items()} | self._weights(),
         }
-        content = result(record, status, facts)
+        content = result(record, ending.status, facts)
         write_result(content, self._paths["result"])
         return content
 

@@ -7,9 +7,11 @@ import signal
 from types import FrameType
 from typing import Any
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-class Interrupted(BaseException):
-    """The person or the system asked the search to stop. Carries the exit code: 130 or 143."""
+
+class Interrupted(KeyboardInterrupt):
+    """The person or the system asked the search to stop. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -17,24 +19,34 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Turns the first signal into `Interrupted`, raised where `check` is called or, before that, at once.
+    """Turns the first signal into `Interrupted`, and the second one into the process's end.
 
-    Inside ``deferred`` mode the search's own loop calls `check`, so that no half-done decision is torn apart.
+    It is raised at once until `defer` is called; from then on only where `check` is called, so that nothing
+    half-done is torn apart.
     """
 
     def __init__(self) -> None:
-        self.deferred = False
+        self._deferred = False
         self._signum: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._handle)
+        self._previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        self.install()
         return self
 
     def __exit__(self, *error: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+
+    def install(self) -> None:
+        """Take the signals; to be called again after Ray has started, which takes SIGTERM for itself."""
+        for signum in _SIGNALS:
+            signal.signal(signum, self._handle)
+
+    def defer(self) -> None:
+        """From now on `Interrupted` is raised by `check` alone."""
+        self._deferred = True
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal has come."""
@@ -45,5 +57,5 @@ class Interruption:
         if self._signum is not None:
             os._exit(128 + signum)
         self._signum = signum
-        if not self.deferred:
+        if not self._deferred:
             self.check()

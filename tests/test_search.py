@@ -1,0 +1,297 @@
+"""Whole searches as a user types them: real Ray, real MLflow on SQLite, real training on real images."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tune_fusion.space.configuration import Configuration
+from tune_fusion.space.settings import DataSettings, ModelSettings
+from tune_fusion.training.metrics import evaluate
+from tune_fusion.training.workbench import Workbench
+
+TRIALS = 40
+QUICK = ["--set", "data.limit=300", "--set", "training.batch_size=128"]
+
+
+@pytest.fixture(scope="module")
+def ray_folder():
+    # Ray's sockets lie in this folder and their paths must be short.
+    folder = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def start(ray_folder):
+    """Starts ``python -m tune_fusion.search`` in a folder; what still runs is ended with the tests."""
+    started = []
+
+    def run(folder, *arguments):
+        environment = {**os.environ, "RAY_TMPDIR": ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tune_fusion.search", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def search(start, tmp_path_factory):
+    """One search of forty trials: its folder, standard output and parsed result."""
+    folder = tmp_path_factory.mktemp("search")
+    process = start(
+        folder, "--space", "digits", "--name", "forty", "--trials", str(TRIALS), "--epochs", "3", *QUICK
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err == ""
+    result = json.loads((folder / "runs" / "forty" / "result.json").read_text())
+    return folder, out, result
+
+
+def query(folder, sql):
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        return store.execute(sql).fetchall()
+
+
+def rows(folder, name="forty"):
+    with (folder / "runs" / name / "trials.csv").open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def test_one_plain_line_for_each_finished_trial_then_the_summary(search):
+    folder, out, _ = search
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:TRIALS]] == [f"[{i + 1}/{TRIALS}]" for i in range(TRIALS)]
+    ending = "\n".join(lines[TRIALS:])
+    for words in ("best configuration", "best single optimizer", "untuned default", "MLflow UI"):
+        assert words in ending
+    assert f"--backend-store-uri sqlite:///{folder / 'mlflow.db'}" in ending
+    assert str(folder / "runs" / "forty" / "result.json") in ending
+
+
+def test_result_json_agrees_with_the_table(search):
+    folder, _, result = search
+    table = rows(folder)
+    assert result["status"] == "completed"
+    assert result["trials"] == result["planned_trials"] == len(table) == TRIALS
+    assert result["counts"] == dict(Counter(row["state"] for row in table))
+    values = {
+        int(row["trial"]): float(row["best.val_accuracy"]) for row in table if row["state"] != "diverged"
+    }
+    assert result["best"]["value"] == max(values.values())
+    assert values[result["best"]["trial"]] == result["best"]["value"]
+    single = [
+        values[int(row["trial"])] for row in table if row["single"] == "True" and row["state"] != "diverged"
+    ]
+    assert result["best_control"]["value"] == max(single)
+    assert result["untuned_default"]["origin"] == "default"
+    assert result["epochs"] == sum(int(row["epochs"]) for row in table)
+    assert result["training_seconds"] == pytest.approx(sum(float(row["train_seconds"]) for row in table))
+    assert result["training_seconds"] < 2 * result["wall_seconds"]
+    for name in ("result", "trials", "space", "layers", "logs", "weights"):
+        assert Path(result["paths"][name]).exists()
+    assert {"ray", "torch", "optuna", "mlflow", "tune_fusion"} <= result["versions"].keys()
+
+
+def test_the_table_has_every_parameter_and_metric_of_every_trial(search):
+    folder, _, _ = search
+    for row in rows(folder):
+        assert row["low.optimizer"]
+        assert float(row["low.lr"]) > 0
+        assert bool(row["high.optimizer"]) == (row["switch_layer"] != "all")
+        assert row["switch_layer_name"]
+        assert 1 <= int(row["epochs"]) <= 3
+        assert (row["state"] == "completed") == (int(row["epochs"]) == 3)
+        assert float(row["train_seconds"]) > 0
+        assert float(row["wall_seconds"]) > 0
+
+
+def test_mlflow_holds_one_parent_and_one_child_a_trial(search):
+    folder, _, _ = search
+    runs = query(folder, "select run_uuid, name, status from runs")
+    parents = dict(query(folder, "select run_uuid, value from tags where key = 'mlflow.parentRunId'"))
+    assert len(runs) == TRIALS + 1
+    top = [run for run in runs if run[0] not in parents]
+    assert [(name, status) for _, name, status in top] == [("forty", "FINISHED")]
+    assert set(parents.values()) == {top[0][0]}
+    numbers = query(folder, "select value from params where key = 'switch_layer_name'")
+    assert len(numbers) == TRIALS
+
+
+def test_mlflow_holds_each_metric_once_an_epoch_with_the_values_of_the_table(search):
+    folder, _, _ = search
+    counted = query(folder, "select count(*) from metrics where key = 'val_accuracy'")
+    table = rows(folder)
+    assert counted[0][0] == sum(int(row["epochs"]) for row in table if row["final.val_accuracy"])
+    doubled = query(folder, "select 1 from metrics group by run_uuid, key, step having count(*) > 1")
+    assert doubled == []
+    states = dict(Counter(state for (state,) in query(folder, "select value from tags where key = 'state'")))
+    assert states.pop("completed") == sum(row["state"] == "completed" for row in table) + 1
+    statuses = Counter(status for (status,) in query(folder, "select status from runs"))
+    assert statuses["KILLED"] == sum(row["state"] == "stopped" for row in table)
+
+
+def test_mlflow_has_the_files_of_the_search_and_the_model_of_the_best_trial_alone(search):
+    folder, _, result = search
+    files = Counter(path.name for path in (folder / "mlartifacts").rglob("*") if path.is_file())
+    assert files == Counter(
+        [
+            "space.yaml",
+            "layers.json",
+            "result.json",
+            "trials.csv",
+            "weights.safetensors",
+            "config.json",
+            "signature.json",
+        ]
+    )
+    signature = json.loads(next((folder / "mlartifacts").rglob("signature.json")).read_text())
+    assert "[-1, 1, 32, 32]" in signature["inputs"].replace("(", "[").replace(")", "]")
+    best = query(folder, "select t.run_uuid from tags t where t.key = 'best' and t.value = 'true'")
+    number = query(folder, f"select value from tags where key = 'trial' and run_uuid = '{best[0][0]}'")
+    assert (len(best), int(number[0][0])) == (1, result["best"]["trial"])
+
+
+def test_the_kept_weights_give_the_reported_accuracy_again(search):
+    _, _, result = search
+    best = result["best"]
+    data = DataSettings(name="digits", validation=0.2, limit=300)
+    bench = Workbench(ModelSettings(name="lenet5"), data, result["seed"], torch.device("cpu"))
+    assert bench.data.fingerprint == result["data"]["fingerprint"]
+    bench.model.load_state_dict(load_file(result["paths"]["weights"]))
+    training = Configuration.from_dict(best["configuration"]).training
+    off = torch.autocast("cpu", enabled=False)
+    measured = evaluate(bench.model, bench.validation_batches(training).epoch(1), 10, off)
+    assert measured.accuracy == pytest.approx(best["value"], abs=1e-6)
+    assert measured.macro_f1 == pytest.approx(best["metrics"]["val_macro_f1"], abs=1e-6)
+
+
+def test_the_space_file_as_run_describes_the_same_search(search):
+    folder, _, _ = search
+    text = (folder / "runs" / "forty" / "space.yaml").read_text()
+    assert "trials: 40" in text
+    assert "limit: 300" in text
+
+
+def test_nothing_of_the_losing_trials_weighs_on_the_disk(search):
+    folder, _, result = search
+    kept = {int(path.stem) for path in (folder / "runs" / "forty" / "weights").iterdir()}
+    best = {result[key]["trial"] for key in ("best", "best_control", "best_fusion")}
+    assert kept == best
+
+
+def test_the_best_configuration_trains_alone_to_the_same_numbers(search, tmp_path):
+    _, _, result = search
+    command = [
+        sys.executable,
+        "-m",
+        "tune_fusion.train",
+        "--space",
+        "digits",
+        "--config",
+        result["paths"]["result"],
+    ]
+    done = subprocess.run(
+        [*command, *QUICK, "--epochs", "3", "--output", "out"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    epochs = json.loads((tmp_path / "out" / "epochs.json").read_text())
+    best = max(epochs, key=lambda epoch: epoch["val_accuracy"])
+    assert best["val_accuracy"] == result["best"]["value"]
+    assert best["val_loss"] == pytest.approx(result["best"]["metrics"]["val_loss"], rel=1e-6)
+
+
+def ray_processes(pid):
+    """Processes of Ray that descend from the search's process."""
+    return [child for child in psutil.Process(pid).children(recursive=True) if child.is_running()]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_search_keeps_what_it_found(start, tmp_path, signum, code):
+    process = start(tmp_path, "--space", "digits", "--name", "cut", "--trials", "200", *QUICK)
+    for line in process.stdout:
+        if line.startswith("[4/200]"):
+            break
+    children = ray_processes(process.pid)
+    assert children
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "cut interrupted" in out
+    result = json.loads((tmp_path / "runs" / "cut" / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert result["trials"] >= 4
+    assert result["counts"]["interrupted"] >= 1
+    assert result["best"]["value"] > 0
+    statuses = Counter(status for (status,) in query(tmp_path, "select status from runs"))
+    assert statuses["RUNNING"] == 0
+    assert query(tmp_path, "select status from runs where name = 'cut'") == [("KILLED",)]
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "processes of the search outlive it"
+        time.sleep(0.2)
+
+
+def test_an_interruption_before_anything_started_leaves_nothing(start, tmp_path):
+    process = start(tmp_path, "--space", "digits", "--name", "early")
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("\n") <= 1
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_search_joins_the_store_and_an_existing_name_is_refused(search, start):
+    folder, _, _ = search
+    process = start(folder, "--space", "digits", "--name", "forty")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "exists already" in err
+
+
+def test_trials_that_all_diverge_end_the_search_with_their_history(start, tmp_path):
+    space = tmp_path / "wild.yaml"
+    space.write_text(
+        "model: {name: lenet5}\ndata: {name: digits, limit: 300}\ntraining: {epochs: 2, batch_size: 32}\n"
+        "space:\n  switch_layer: {int: [0, 3]}\n  low: sgd\n  high: sgd\n"
+        "  optimizers: {sgd: {lr: {log: [1e8, 1e9]}}}\nsearch: {trials: 4}\n"
+    )
+    process = start(tmp_path, "--space", str(space), "--name", "wild")
+    out, err = process.communicate(timeout=120)
+    result = json.loads((tmp_path / "runs" / "wild" / "result.json").read_text())
+    assert result["counts"] == {"diverged": 4}
+    assert result["best"] is None
+    assert process.returncode == 0, err
+    assert "4 diverged" in out
+    assert all(math.isfinite(float(row["train_seconds"])) for row in rows(tmp_path, "wild"))
