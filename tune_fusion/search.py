@@ -110,23 +110,25 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace, started: float) -> int:
-    from tune_fusion.reporting.summary import summary
-    from tune_fusion.tracking.mlflow_logger import ui_command
-    from tune_fusion.tuning.driver import run_search
-    from tune_fusion.tuning.preflight import Request
+    from tune_fusion.reporting.live import Waiting
 
-    request = Request(
-        space=options.space,
-        overrides=_overrides(options),
-        name=options.name,
-        output=options.output,
-        tracking_uri=options.tracking_uri,
-        address=options.address,
-        concurrent=options.concurrent,
-        rehearse=options.rehearse,
-    )
-    outcome = run_search(request, started)
-    print(summary(outcome.record, outcome.result, ui_command(request.tracking_uri)))
+    with Waiting("checking the space, reading the data, starting Ray") as waiting:
+        from tune_fusion.reporting.summary import summary
+        from tune_fusion.tuning.driver import run_search
+        from tune_fusion.tuning.preflight import Request
+
+        request = Request(
+            space=options.space,
+            overrides=_overrides(options),
+            name=options.name,
+            output=options.output,
+            tracking_uri=options.tracking_uri,
+            address=options.address,
+            concurrent=options.concurrent,
+            rehearse=options.rehearse,
+        )
+        outcome = run_search(request, started, ready=waiting.stop)
+    print(summary(outcome.record, outcome.result))
     for problem in outcome.problems:
         print(f"{_COMMAND}: {problem}", file=sys.stderr)
     return outcome.exit_code

@@ -25,6 +25,27 @@ _STATE_STYLE = {
 }
 
 
+class Waiting:
+    """Says on a terminal that work is under way before there is a table; silent elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        console = Console(file=sys.stdout)
+        self._status = console.status(text) if console.is_terminal else None
+
+    def __enter__(self) -> Waiting:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the line away; may be called any number of times."""
+        if self._status is not None:
+            self._status.stop()
+
+
 class PlainProgress:
     """One plain line for each trial that ends; for logs and pipes."""
 

@@ -16,7 +16,7 @@ from tune_fusion.errors import TuneFusionError
 from tune_fusion.records import SearchRecord
 from tune_fusion.reporting.live import progress
 from tune_fusion.reporting.results import result, write_result, write_trials
-from tune_fusion.tracking.mlflow_logger import MlflowLogger, redact
+from tune_fusion.tracking.mlflow_logger import MlflowLogger, redact, ui_command
 from tune_fusion.training.checks import Checked, check_space, prove
 from tune_fusion.training.workbench import Workbench, pick_device
 from tune_fusion.tuning import cluster
@@ -56,11 +56,12 @@ class _BrokenError(Exception):
     """The engine says that going on is useless."""
 
 
-def run_search(request: Request, started: float) -> Outcome:
+def run_search(request: Request, started: float, ready: Callable[[], None]) -> Outcome:
     """Check the request, run the search on Ray, write and log what it found.
 
-    `started` is when the command was typed, in seconds since 1970. Raises InputError before anything is
-    written; once trials run, whatever happens becomes an `Outcome`.
+    `started` is when the command was typed, in seconds since 1970; `ready` is called once, right before the
+    first trial. Raises InputError before anything is written; once trials run, whatever happens becomes an
+    `Outcome`.
     """
     with Interruption() as interruption:
         checked = check_space(request.space, request.overrides, stand_in=request.rehearse)
@@ -73,6 +74,7 @@ def run_search(request: Request, started: float) -> Outcome:
             interruption.check()
             nodes = cluster.nodes()
             cluster.check_resources(space.resources, nodes)
+            ready()
             return _Search(request, checked, folder, bench, started).run(interruption, nodes)
 
 
@@ -127,7 +129,7 @@ class _Search:
         best = None
         try:
             ending = self._fit(interruption, logger)
-            content = self._write_results(ending, nodes)
+            content = self._write_results(ending, nodes, logger.url)
             artifacts = [self._paths["result"], self._paths["trials"]]
             if ending.status == "completed":
                 best = best_model(self._plan, self._bench, self._record.best())
@@ -206,18 +208,27 @@ class _Search:
 
         return slots
 
-    def _write_results(self, ending: _Ending, nodes: list[cluster.Node]) -> dict[str, Any]:
+    def _write_results(self, ending: _Ending, nodes: list[cluster.Node], url: str | None) -> dict[str, Any]:
         """Write ``trials.csv`` and ``result.json``; returns the content of the latter."""
         record = self._record
         write_trials(record, self._paths["trials"])
         facts: Mapping[str, Any] = {
             "wall_seconds": time.time() - record.started,
             "seed": self._plan.seed,
-            "data": {"name": self._plan.data.name, "fingerprint": self._fingerprint},
+            "data": {
+                "name": self._plan.data.name,
+                "fingerprint": self._fingerprint,
+                "train_images": len(self._bench.data.train),
+                "validation_images": len(self._bench.data.validation),
+            },
             "versions": versions(),
             "git_commit": git_commit(),
             "hardware": hardware(nodes),
-            "tracking_uri": redact(self._request.tracking_uri),
+            "mlflow": {
+                "tracking_uri": redact(self._request.tracking_uri),
+                "ui_command": ui_command(self._request.tracking_uri),
+                "url": url,
+            },
             "command": redact(shlex.join([sys.executable, "-m", "tune_fusion.search", *sys.argv[1:]])),
             "problems": ending.problems,
             "paths": {name: str(path) for name, path in self._paths.items()} | self._weights(),
