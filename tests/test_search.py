@@ -90,7 +90,7 @@ def test_one_plain_line_for_each_finished_trial_then_the_summary(search):
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:TRIALS]] == [f"[{i + 1}/{TRIALS}]" for i in range(TRIALS)]
     ending = "\n".join(lines[TRIALS:])
-    for words in ("best configuration", "best single optimizer", "untuned default", "MLflow UI"):
+    for words in ("best configuration", "best single optimizer", "untuned fusion", "MLflow UI"):
         assert words in ending
     assert f"--backend-store-uri sqlite:///{folder / 'mlflow.db'}" in ending
     assert str(folder / "runs" / "forty" / "result.json") in ending
@@ -111,7 +111,7 @@ def test_result_json_agrees_with_the_table(search):
         values[int(row["trial"])] for row in table if row["single"] == "True" and row["state"] != "diverged"
     ]
     assert result["best_control"]["value"] == max(single)
-    assert result["untuned_default"]["origin"] == "default"
+    assert result["untuned_fusion"]["origin"] == result["untuned_control"]["origin"] == "default"
     assert result["epochs"] == sum(int(row["epochs"]) for row in table)
     assert result["training_seconds"] == pytest.approx(sum(float(row["train_seconds"]) for row in table))
     assert result["training_seconds"] < 2 * result["wall_seconds"]

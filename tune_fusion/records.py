@@ -115,9 +115,9 @@ class SearchRecord:
         ]
         return max(ranked)[2] if ranked else None
 
-    def untuned_default(self) -> TrialRecord | None:
-        """The best trial among the fusion arm's untuned defaults, else among the controls'."""
-        return self.best(origin="default", arm="fusion") or self.best(origin="default")
+    def untuned(self, arm: str) -> TrialRecord | None:
+        """The best of the arm's untuned defaults."""
+        return self.best(origin="default", arm=arm)
 
 
 class SearchListener(Protocol):

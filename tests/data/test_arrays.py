@@ -16,7 +16,7 @@ import torch
 from tune_fusion import vision
 from tune_fusion.data import arrays, download
 from tune_fusion.data.arrays import ARRAY_SETS
-from tune_fusion.data.datasets import describe_data, load_data
+from tune_fusion.data.datasets import check_provided, describe_data, load_data
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings
 
@@ -83,9 +83,9 @@ def test_data_folders(tmp_path, mnist_arrays, monkeypatch, where):
 
 def test_fashion_mnist_is_not_taken_for_mnist(tmp_path, mnist_arrays):
     write_idx(tmp_path / "fashion-mnist", *mnist_arrays)
-    assert describe_data(data("fashion_mnist", tmp_path / "fashion-mnist")).channels == 1
+    check_provided(data("fashion_mnist", tmp_path / "fashion-mnist"))
     with pytest.raises(InputError, match="its files are not on this machine"):
-        describe_data(data("mnist", tmp_path / "fashion-mnist"))
+        check_provided(data("mnist", tmp_path / "fashion-mnist"))
 
 
 @pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not here: apt install dataset-fashion-mnist")

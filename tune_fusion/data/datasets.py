@@ -76,11 +76,11 @@ class DataFacts:
 
 
 def describe_data(settings: DataSettings) -> DataFacts:
-    """What `settings` ask for, without reading pixels or downloading anything.
+    """What `settings` ask for, without reading pixels or looking for the files of a known data set.
 
     Raises:
-        InputError: unknown data set, missing files that cannot be downloaded either, folders that are no data
-            set, or settings that the data cannot meet. Damaged images are found by `load_data` only.
+        InputError: unknown data set, folders that are no data set, or settings that the data cannot meet.
+            Missing files are found by `check_provided`, damaged images by `load_data` only.
     """
     path = folder_path(settings.name)
     if path is not None:
@@ -92,9 +92,18 @@ def describe_data(settings: DataSettings) -> DataFacts:
     train, validation = splits.part_sizes(
         settings, classes=classes, images=images - held_out, given_validation=None
     )
-    arrays.require(data_set, settings)
     test = f"{held_out:,} images held out" if held_out else f"{data_set.test_images:,} images, official split"
     return DataFacts(settings.name, data_set.classes, data_set.channels, train, validation, test)
+
+
+def check_provided(settings: DataSettings) -> None:
+    """Make sure that the data are on this machine or can be downloaded; downloads nothing.
+
+    Raises:
+        InputError: the files are missing and out of reach; the message says which files to put where.
+    """
+    if folder_path(settings.name) is None:
+        arrays.require(ARRAY_SETS[settings.name], settings)
 
 
 def load_data(settings: DataSettings, *, seed: int, image_size: int) -> ImageData:

@@ -23,7 +23,8 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
         ("best configuration", best),
         ("best fusion", fusion if fusion is not best else None),
         ("best single optimizer", control),
-        ("untuned default", record.untuned_default()),
+        ("untuned fusion", record.untuned("fusion")),
+        ("untuned single", record.untuned("control")),
     ]
     lines += [_line(record, label, trial) for label, trial in named if trial is not None]
     if fusion is not None and control is not None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from tune_fusion.data import datasets
 from tune_fusion.data.catalogue import DATA_SETS
 from tune_fusion.data.datasets import DataFacts, describe_data
 from tune_fusion.errors import InputError
@@ -43,7 +44,7 @@ class Checked:
 
 
 def check_space(name_or_path: str, overrides: tuple[str, ...] = (), *, stand_in: bool = False) -> Checked:
-    """Load and validate a space file, and hold it against its model's layer map and its data.
+    """Load and validate a space file, and hold it against its model's layers and what is known of its data.
 
     `stand_in` replaces model and data by the small ones of a rehearsal. Raises InputError with the place in
     the file, the rule and the value.
@@ -55,25 +56,36 @@ def check_space(name_or_path: str, overrides: tuple[str, ...] = (), *, stand_in:
         space = rehearse(space, small, len(layer_map(build_on_meta(small))))
     data = _located(space, "data.name", lambda: describe_data(space.data))
     layers = _located(space, "model.name", lambda: _layers(space, data))
-    weights = space.model.weights
+    return Checked(space.with_switch([layer.name for layer in layers]), vocabulary, layers, data)
+
+
+def check_provided(checked: Checked) -> None:
+    """Raise InputError where the data or the trained weights are neither on this machine nor in reach."""
+    space, model = checked.space, checked.space.model
+    _located(space, "data.name", lambda: datasets.check_provided(space.data))
     _located(
         space,
-        "model.weights" if weights else "model.pretrained",
-        lambda: check_weights(space.model.name, pretrained=space.model.pretrained, weights=weights),
+        _weights_key(space),
+        lambda: check_weights(model.name, pretrained=model.pretrained, weights=model.weights),
     )
-    return Checked(space.with_switch([layer.name for layer in layers]), vocabulary, layers, data)
 
 
 def prove(checked: Checked, device: torch.device) -> Workbench:
     """A workbench whose images have all been read and whose model has been built, weights included.
 
-    Raises InputError for what cannot be read or fetched. The workers do the same again on their own nodes.
+    Downloads what has to be downloaded. Raises InputError for what cannot be read or fetched. The workers do
+    the same again on their own nodes.
     """
+    check_provided(checked)
     space = checked.space
     bench = Workbench(space.model, space.data, space.search.seed, device)
     _located(space, "data.name", lambda: bench.data)
-    _located(space, "model.weights" if space.model.weights else "model.pretrained", lambda: bench.model)
+    _located(space, _weights_key(space), lambda: bench.model)
     return bench
+
+
+def _weights_key(space: SearchSpace) -> str:
+    return "model.weights" if space.model.weights else "model.pretrained"
 
 
 def _layers(space: SearchSpace, data: DataFacts) -> tuple[Layer, ...]:

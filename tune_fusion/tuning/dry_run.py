@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tune_fusion.errors import InputError
 from tune_fusion.space.domain import largest
 from tune_fusion.space.sampling import describe
-from tune_fusion.training.checks import Checked
+from tune_fusion.training.checks import Checked, check_provided
 from tune_fusion.tuning.asha import expected_trials
 from tune_fusion.tuning.engine import SearchArm, make_arms
 
@@ -14,9 +15,12 @@ _SAMPLES = 10
 def describe_plan(checked: Checked) -> str:
     """The layer map, ten sampled configurations, the rungs with expected trials, the plan's epochs."""
     arms = make_arms(checked.space)
-    return "\n\n".join(
-        [_header(checked), _layer_table(checked), _samples(checked, arms), _rungs(checked, arms)]
-    )
+    parts = [_header(checked), _layer_table(checked), _samples(checked, arms), _rungs(checked, arms)]
+    try:
+        check_provided(checked)
+    except InputError as error:
+        parts.append(f"not ready to start: {error}")
+    return "\n\n".join(parts)
 
 
 def _header(checked: Checked) -> str:
