@@ -84,13 +84,19 @@ def test_best_among_an_origin_and_an_arm():
     assert search.best(single=True, arm="fusion") is None
 
 
-def test_the_untuned_default_is_the_fusions_before_a_better_one_of_a_control():
-    control = make_single(0, [0.9], origin="default")
-    assert make_search(control, make_trial(1, [0.5], origin="default")).untuned_default().number == 1
-    assert make_search(control, make_trial(1, [0.95])).untuned_default() is control
-    assert make_search(make_trial(0, [0.95])).untuned_default() is None
-    diverged = make_trial(1, [0.5], TrialState.DIVERGED, origin="default")
-    assert make_search(control, diverged).untuned_default() is control
+def test_the_untuned_of_an_arm_is_the_best_of_its_defaults():
+    search = make_search(
+        make_single(0, [0.4], origin="default"),
+        make_single(1, [0.6], origin="default"),
+        make_single(2, [0.9]),
+        make_trial(3, [0.8]),
+    )
+    assert search.untuned("control").number == 1
+    assert search.untuned("fusion") is None
+    search.trials += [make_trial(4, [0.5], origin="default")]
+    assert search.untuned("fusion").number == 4
+    search.trials[1].state = TrialState.DIVERGED
+    assert search.untuned("control").number == 0
 
 
 PLAIN = st.recursive(

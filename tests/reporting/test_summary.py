@@ -1,0 +1,107 @@
+import math
+
+import pytest
+from made_records import make_search, make_single, make_trial
+
+from tune_fusion.records import TrialState
+from tune_fusion.reporting.results import result
+from tune_fusion.reporting.summary import summary
+
+FUSION = make_trial(1, [0.9])
+CONTROL = make_single(0, [0.8])
+
+
+def lines_of(search, status="completed", url=None):
+    facts = {
+        "wall_seconds": 61.6,
+        "data": {"validation_images": 100},
+        "paths": {"result": "/runs/made/result.json", "trials": "/runs/made/trials.csv"},
+        "mlflow": {"ui_command": "mlflow ui --backend-store-uri sqlite:///mlflow.db", "url": url},
+    }
+    return summary(search, result(search, status, facts)).splitlines()
+
+
+def starting(lines, words):
+    return [line for line in lines if line.startswith(words)]
+
+
+def test_a_fusion_that_wins():
+    lines = lines_of(make_search(CONTROL, FUSION))
+    assert lines[:2] == ["", "made completed: 2 completed of 8 trials in 62 s, 2 epochs"]
+    assert lines[2] == (
+        "best configuration    val_accuracy 0.9000  trial 1, epoch 1/10: switch 1 conv2 | "
+        "low adam lr 1.2e-03 | high sgd lr 3.0e-02"
+    )
+    assert lines[3] == (
+        "best single optimizer val_accuracy 0.8000  trial 0, epoch 1/10: switch all | low adam lr 1.0e-03"
+    )
+    assert starting(lines, "best fusion") == [
+        "best fusion minus best single optimizer: +0.1000 val_accuracy on 100 validation images, one seed"
+    ]
+
+
+def test_a_fusion_that_loses_is_named_and_the_difference_negative():
+    lines = lines_of(make_search(make_single(0, [0.9]), make_trial(1, [0.85])))
+    assert starting(lines, "best configuration")[0].count("switch all") == 1
+    assert len(starting(lines, "best single optimizer")) == 1
+    named, difference = starting(lines, "best fusion")
+    assert "trial 1" in named
+    assert "-0.0500 val_accuracy" in difference
+
+
+def test_the_noise_is_that_of_two_independent_shares():
+    (line,) = (line for line in lines_of(make_search(CONTROL, FUSION)) if line.startswith("(both"))
+    expected = 1.96 * math.sqrt(0.9 * 0.1 / 100 + 0.8 * 0.2 / 100)
+    assert f"±{expected:.4f}" in line
+
+
+@pytest.mark.parametrize("metric", ["val_loss", "val_macro_f1"])
+def test_only_a_share_of_images_has_that_noise(metric):
+    search = make_search(
+        make_single(0, [0.8], metric=metric), make_trial(1, [0.9], metric=metric), metric=metric
+    )
+    lines = lines_of(search)
+    assert starting(lines, "(both") == []
+    assert any(f"+0.1000 {metric}" in line for line in lines)
+
+
+@pytest.mark.parametrize("trial", [FUSION, CONTROL], ids=["no control", "no fusion"])
+def test_nothing_is_compared_where_one_side_is_missing(trial):
+    lines = lines_of(make_search(trial))
+    assert "best configuration" in lines[2]
+    assert not any("minus" in line for line in lines)
+    assert bool(starting(lines, "best single optimizer")) == trial.single
+    assert starting(lines, "best fusion") == []
+
+
+def test_no_trial_at_all():
+    lines = lines_of(make_search(), "interrupted")
+    assert lines == [
+        "",
+        "made interrupted: no trial of 8 trials in 62 s, 0 epochs",
+        "",
+        "result     /runs/made/result.json",
+        "trials     /runs/made/trials.csv",
+        "MLflow UI  mlflow ui --backend-store-uri sqlite:///mlflow.db",
+    ]
+
+
+def test_trials_that_ended_without_a_value_are_counted_alone():
+    search = make_search(
+        make_trial(0, [], TrialState.FAILED), make_trial(1, [], TrialState.INTERRUPTED), planned=2
+    )
+    lines = lines_of(search, "failed")
+    assert lines[1] == "made failed: 1 failed, 1 interrupted of 2 trials in 62 s, 0 epochs"
+    assert lines[2] == ""
+
+
+def test_duplicates_notes_the_defaults_and_the_address_are_told():
+    defaults = [make_single(3, [0.6], origin="default"), make_trial(4, [0.7], origin="default")]
+    search = make_search(CONTROL, FUSION, *defaults, duplicates=3, notes=["the grid ended", "and more"])
+    lines = lines_of(search, url="http://host/#/experiments/1")
+    assert lines[2] == "3 suggestions equal in effect to earlier trials were not run again"
+    assert lines[3:5] == ["note: the grid ended", "note: and more"]
+    (fusion,), (single,) = starting(lines, "untuned fusion"), starting(lines, "untuned single")
+    assert "val_accuracy 0.7000  trial 4" in fusion
+    assert "val_accuracy 0.6000  trial 3" in single
+    assert lines[-1] == "           http://host/#/experiments/1"
