@@ -142,7 +142,7 @@ def test_a_set_of_another_size_is_refused(tmp_path, mnist_arrays):
 def test_missing_files_and_no_network(tmp_path, monkeypatch, name, tried, by_hand):
     if name == "fashion_mnist" and (DEBIAN / "fashion-mnist").is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is installed")
-    for attempt in (describe_data, lambda settings: load_data(settings, seed=0, image_size=28)):
+    for attempt in (check_provided, lambda settings: load_data(settings, seed=0, image_size=28)):
         with pytest.raises(InputError) as caught:
             attempt(data(name))
         message = str(caught.value)
@@ -154,8 +154,9 @@ def test_missing_files_and_no_network(tmp_path, monkeypatch, name, tried, by_han
         assert re.search(by_hand, message)
 
 
-def test_describing_downloads_nothing(tmp_path, monkeypatch):
+def test_describing_and_checking_download_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "reachable", lambda _url: None)
+    check_provided(data("cifar10"))
     assert describe_data(data("cifar10")).train_images == 45_000
     assert list(tmp_path.iterdir()) == []
 
