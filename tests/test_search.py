@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.settings import DataSettings, ModelSettings
-from tune_fusion.training.metrics import evaluate
+from tune_fusion.training.metrics import Evaluator
 from tune_fusion.training.workbench import Workbench
 
 TRIALS = 40
@@ -188,7 +188,9 @@ def test_the_kept_weights_give_the_reported_accuracy_again(search):
     bench.model.load_state_dict(load_file(result["paths"]["weights"]))
     training = Configuration.from_dict(best["configuration"]).training
     off = torch.autocast("cpu", enabled=False)
-    measured = evaluate(bench.model, bench.validation_batches(training).epoch(1), 10, off)
+    measured = Evaluator(10, bench.device).measure(
+        bench.model, bench.validation_batches(training).epoch(1), off
+    )
     assert measured.accuracy == pytest.approx(best["value"], abs=1e-6)
     assert measured.macro_f1 == pytest.approx(best["metrics"]["val_macro_f1"], abs=1e-6)
 

@@ -17,7 +17,7 @@ from tune_fusion.optim.hn_adam import HNAdam
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
 from tune_fusion.space.effective import resolved_settings
 from tune_fusion.space.settings import TrainingSettings
-from tune_fusion.training.metrics import EpochResult, evaluate
+from tune_fusion.training.metrics import EpochResult, Evaluator
 from tune_fusion.training.workbench import Workbench
 
 # A loss is looked at this often: often enough that a diverged trial wastes little, rarely enough that a GPU
@@ -47,6 +47,7 @@ class Trainer:
         self._schedule = _make_schedule(self.optimizer, self.training)
         self._train_batches = bench.training_batches(self.training)
         self._validation_batches = bench.validation_batches(self.training)
+        self._evaluator = Evaluator(len(bench.data.classes), bench.device)
         device = bench.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=self.training.precision == "float16")
         self._autocast = torch.autocast(
@@ -81,10 +82,8 @@ class Trainer:
         }
         diverged = not math.isfinite(train_loss)
         if not diverged:
-            classes = len(self.bench.data.classes)
-            measured = evaluate(
-                self.model, self._validation_batches.epoch(self.epoch), classes, self._autocast
-            )
+            batches = self._validation_batches.epoch(self.epoch)
+            measured = self._evaluator.measure(self.model, batches, self._autocast)
             metrics["eval_seconds"] = time.perf_counter() - trained
             metrics["val_loss"] = measured.loss
             metrics["val_accuracy"] = measured.accuracy
