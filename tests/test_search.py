@@ -297,3 +297,20 @@ def test_trials_that_all_diverge_end_the_search_with_their_history(start, tmp_pa
     assert process.returncode == 0, err
     assert "4 diverged" in out
     assert all(math.isfinite(float(row["train_seconds"])) for row in rows(tmp_path, "wild"))
+
+
+def test_a_killed_worker_costs_its_trial_and_nothing_else(start, tmp_path):
+    process = start(tmp_path, "--space", "digits", "--name", "killed", "--trials", "8", *QUICK)
+    for line in process.stdout:
+        if line.startswith("[1/8]"):
+            break
+    worker = next(p for p in ray_processes(process.pid) if "FusionTrial" in " ".join(p.cmdline()))
+    worker.kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    result = json.loads((tmp_path / "runs" / "killed" / "result.json").read_text())
+    assert result["counts"]["failed"] == 1
+    assert sum(result["counts"].values()) == 8
+    failed = next(row for row in rows(tmp_path, "killed") if row["state"] == "failed")
+    assert failed["reason"].startswith("the worker process died")
+    assert query(tmp_path, "select count(*) from runs where status = 'FAILED'") == [(1,)]

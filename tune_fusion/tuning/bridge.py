@@ -78,9 +78,8 @@ class EngineScheduler(_Unpickled, FIFOScheduler):  # type: ignore[misc]  # Ray s
         return decision
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """The worker died, or Ray could not run the trial."""
-        error = str(trial.get_error() or "worker lost")
-        self._engine.fail(trial.config["number"], error.strip().splitlines()[-1])
+        """The worker is gone: errors of the training itself come as results."""
+        self._engine.fail(trial.config["number"], "the worker process died: killed, out of memory or crashed")
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
         """Called once a turn of Ray's loop: the place to notice that the search must end."""
