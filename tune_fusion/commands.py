@@ -32,14 +32,14 @@ class Parser(argparse.ArgumentParser):
 
 def natural(text: str) -> int:
     """An argument that must be a whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"needs a whole number from 1, got {text!r}")
     return int(text)
 
 
 def seed(text: str) -> int:
     """An argument that must be a whole number from 0 to 2**32 - 1."""
-    if not text.isdigit() or int(text) >= 2**32:
+    if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"needs a whole number from 0 to {2**32 - 1}, got {text!r}")
     return int(text)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tune_fusion import commands
-from tune_fusion.errors import InputError, TuneFusionError
+from tune_fusion.errors import TuneFusionError
+from tune_fusion.folders import new_folder
 
 _COMMAND = "tune_fusion.train"
 
@@ -40,11 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides.append(f"training.epochs={options.epochs}")
     if options.seed is not None:
         overrides.append(f"search.seed={options.seed}")
-    if options.output is not None and options.output.exists():
-        raise InputError(
-            f"--output {options.output}: exists already and is never overwritten; choose another folder"
-        )
-    return _train(options.space, tuple(overrides), options.config, options.output)
+    output = None if options.output is None else new_folder(options.output, f"--output {options.output}")
+    return _train(options.space, tuple(overrides), options.config, output)
 
 
 def _train(space_name: str, overrides: tuple[str, ...], config: Path, output: Path | None) -> int:

@@ -1,4 +1,5 @@
 import io
+import re
 import time
 from collections import Counter
 
@@ -7,6 +8,7 @@ from made_records import make_search, make_single, make_trial
 from rich.console import Console
 
 from tune_fusion.records import TrialState
+from tune_fusion.reporting import live
 from tune_fusion.reporting.live import (
     LiveTable,
     PlainProgress,
@@ -15,13 +17,16 @@ from tune_fusion.reporting.live import (
     progress,
     status_lines,
     trial_cells,
-    trial_table,
 )
 
 ONE_OF_EACH = tuple(
     make_trial(number, [0.1 * (number + 1)], state) for number, state in enumerate(TrialState)
 )
 COLUMNS = ["trial", "switch layer", "low", "low rates", "high", "high rates", "epoch", "best", "state"]
+
+
+def trial_table(search, rows, width=200):
+    return live.trial_table(search, rows, width)
 
 
 def console(width=200, height=24):
@@ -101,11 +106,12 @@ def test_a_loss_is_best_where_it_is_lowest():
 @pytest.mark.parametrize("trials", [(), ONE_OF_EACH], ids=["no trial", "every state"])
 def test_no_line_is_wider_than_the_terminal(width, trials):
     search = make_search(*trials)
-    for renderable in (trial_table(search, 10), *status_lines(search, 2000.0)):
+    for renderable in (trial_table(search, 10, width), *status_lines(search, 2000.0)):
         assert all(len(line) <= width for line in drawn(renderable, width).splitlines())
 
 
-def test_a_wide_terminal_shows_every_cell_in_full():
+@pytest.mark.parametrize("width", [128, 140, 200])
+def test_a_wide_terminal_shows_every_cell_in_full(width):
     longest = {
         "switch_layer": 3,
         "low.optimizer": "hn_adam_root",
@@ -116,7 +122,7 @@ def test_a_wide_terminal_shows_every_cell_in_full():
         "high.lambda0": 4.0,
     }
     trial = make_trial(47, [0.98], parameters=longest, switch_layer_name="blocks.3")
-    assert "…" not in drawn(trial_table(make_search(trial), 9), width=140)
+    assert "…" not in drawn(trial_table(make_search(trial), 9, width), width)
 
 
 def test_the_lines_below_the_table():
@@ -180,8 +186,8 @@ def test_the_live_table_fits_the_height_of_the_terminal(height):
     output = console(width=200, height=height)
     with LiveTable(search, output):
         pass
-    rows = output.file.getvalue().rsplit("┏", 1)[1].count("completed │")
-    assert rows == max(4, height - 9)
+    rows = re.findall(r"completed +│", output.file.getvalue().rsplit("┏", 1)[1])
+    assert len(rows) == max(4, height - 11)
 
 
 def test_plain_progress_prints_one_line_for_each_trial_that_ends(capsys):
@@ -248,3 +254,20 @@ def test_every_state_has_a_colour_of_its_own():
     table = trial_table(make_search(*ONE_OF_EACH), 10)
     styles = Counter(row.style for row in table.rows)
     assert len(styles) == len(TrialState)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_terminal_keeps_what_matters(width):
+    names = {
+        "low.optimizer": "hn_adam_root",
+        "high.optimizer": "hn_adam_root",
+        "low.lr": 1e-3,
+        "high.lr": 1e-3,
+    }
+    parameters = {"switch_layer": 3, **names}
+    trial = make_trial(
+        47, [0.5, 0.98, 0.9], TrialState.INTERRUPTED, parameters=parameters, switch_layer_name="blocks.3"
+    )
+    text = drawn(trial_table(make_search(trial), 9, width), width)
+    for word in ("47", "3/10", "0.9800", "interrupted", "hn_adam", "3 block"):
+        assert word in text

@@ -232,6 +232,15 @@ def test_a_disk_that_fills_up_leaves_no_half_result(tmp_path, monkeypatch):
     assert json.loads(path.read_text(encoding="utf-8")) == {"first": 1}
 
 
+def test_whoever_reads_the_old_result_reads_it_to_its_end(tmp_path):
+    path, reader = tmp_path / "result.json", tmp_path / "reader"
+    write_result({"first": 1}, path)
+    reader.hardlink_to(path)
+    write_result({"second": 2}, path)
+    assert json.loads(reader.read_text(encoding="utf-8")) == {"first": 1}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"second": 2}
+
+
 def test_a_table_is_text_that_other_readers_understand(tmp_path):
     trial = make_trial(0, [0.5], reason='Λ0, "quoted"; line\nbreak')
     write_trials(make_search(trial), tmp_path / "trials.csv")

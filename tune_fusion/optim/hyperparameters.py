@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -31,7 +31,8 @@ def number(default: float, rule: str, holds: Callable[[float], bool]) -> Hyperpa
     def check(value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
-        return math.isfinite(value) and holds(value)
+        # Not math.isfinite, which whole numbers beyond the floats' range overflow.
+        return abs(value) <= sys.float_info.max and holds(value)
 
     return Hyperparameter(default, rule, check)
 

@@ -13,8 +13,23 @@ from rich.text import Text
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 
-# Lines of the terminal that the table may not use: its frame and header, the three lines below it.
-_RESERVED_LINES = 9
+# Lines of the terminal that the table may not use: its frame and header, and what stands below it.
+_RESERVED_LINES = 11
+# The table's columns with the characters each needs at least, and the widths of terminal from which the
+# rates, and then some air, fit in.
+_COLUMNS = {
+    "trial": 3,
+    "switch layer": 8,
+    "low": 8,
+    "low rates": 10,
+    "high": 8,
+    "high rates": 10,
+    "epoch": 5,
+    "best": 6,
+    "state": 11,
+}
+_WITH_RATES = 110
+_ROOMY = 128
 _STATE_STYLE = {
     TrialState.RUNNING: "cyan",
     TrialState.COMPLETED: "green",
@@ -104,7 +119,8 @@ class LiveTable:
 
     def _render(self) -> Group:
         room = max(4, self._console.size.height - _RESERVED_LINES)
-        return Group(trial_table(self._record, room), *status_lines(self._record, time.time()))
+        table = trial_table(self._record, room, self._console.size.width)
+        return Group(table, *status_lines(self._record, time.time()))
 
 
 def progress(record: SearchRecord) -> LiveTable | PlainProgress:
@@ -113,28 +129,29 @@ def progress(record: SearchRecord) -> LiveTable | PlainProgress:
     return LiveTable(record, console) if console.is_terminal else PlainProgress(record)
 
 
-def trial_table(record: SearchRecord, rows: int) -> Table:
-    """At most `rows` trials: those that run, then the best of those that have ended."""
+def trial_table(record: SearchRecord, rows: int, width: int) -> Table:
+    """At most `rows` trials, those that run and then the best that have ended, in `width` characters.
+
+    On a narrow terminal the rates are left out, so that the other columns stay readable.
+    """
+    tight = width < _ROOMY
     table = Table(
-        title=f"{record.name}: {record.metric}, {record.planned_trials} trials", title_justify="left"
+        title=f"{record.name}: {record.metric}, {record.planned_trials} trials",
+        title_justify="left",
+        padding=(0, 1, 0, 0) if tight else (0, 1),
+        collapse_padding=tight,
     )
-    for column in (
-        "trial",
-        "switch layer",
-        "low",
-        "low rates",
-        "high",
-        "high rates",
-        "epoch",
-        "best",
-        "state",
-    ):
+    columns = [name for name in _COLUMNS if width >= _WITH_RATES or "rates" not in name]
+    for name in columns:
         table.add_column(
-            column, no_wrap=True, justify="right" if column in ("trial", "epoch", "best") else "left"
+            name,
+            no_wrap=True,
+            justify="right" if name in ("trial", "epoch", "best") else "left",
+            min_width=_COLUMNS[name],
         )
     for trial in _shown(list(record.trials), record, rows):
         cells = trial_cells(record, trial)
-        table.add_row(*cells.values(), style=_STATE_STYLE[trial.state])
+        table.add_row(*(cells[name] for name in columns), style=_STATE_STYLE[trial.state])
     return table
 
 
@@ -142,12 +159,9 @@ def _shown(trials: list[TrialRecord], record: SearchRecord, rows: int) -> list[T
     sign = -1.0 if record.direction == "max" else 1.0
 
     def rank(trial: TrialRecord) -> tuple[bool, float, int]:
-        value = record.value(trial)
-        return (
-            trial.state is not TrialState.RUNNING,
-            float("inf") if value is None else sign * value,
-            trial.number,
-        )
+        value = None if trial.state is TrialState.DIVERGED else record.value(trial)
+        last = float("inf")
+        return trial.state is not TrialState.RUNNING, last if value is None else sign * value, trial.number
 
     return sorted(trials, key=rank)[:rows]
 

@@ -13,16 +13,19 @@ from tune_fusion.records import SearchRecord, TrialRecord, jsonable
 
 
 def write_trials(record: SearchRecord, path: Path) -> None:
-    """One row a trial: every parameter, final and best metrics, epochs, state, seconds.
+    """One row a trial: every parameter, final and best metrics, epochs, state, seconds; whole or not at all.
 
-    Columns: ``trial, arm, origin, state, reason, switch_layer, switch_layer_name``, the parameters as
+    Columns: ``trial, arm, origin, state, reason, single, switch_layer, switch_layer_name``, the parameters as
     `Configuration.flat` names them, ``epochs``, ``best_epoch``, ``best.METRIC`` (all metrics of the epoch
     with the best value of the search's metric), ``final.METRIC`` (of the last epoch), ``train_seconds``,
-    ``eval_seconds``, ``wall_seconds``. A cell without a value is empty.
+    ``eval_seconds``, ``wall_seconds``, ``node``. A cell without a value is empty.
     """
-    frame = pd.DataFrame([_row(record, trial) for trial in record.trials])
-    grouped = sorted(frame.columns, key=_column_order)
-    frame[grouped].to_csv(path, index=False)
+    # Objects keep whole numbers whole where other rows have none.
+    frame = pd.DataFrame([_row(record, trial) for trial in record.trials], dtype=object)
+    columns = sorted(frame.columns, key=_column_order) if len(frame) else _FIRST
+    part = path.with_name(f".{path.name}.part")
+    frame.reindex(columns=columns).to_csv(part, index=False)
+    part.replace(path)
 
 
 _FIRST = ["trial", "arm", "origin", "state", "reason", "single", "switch_layer", "switch_layer_name"]

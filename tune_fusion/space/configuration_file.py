@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from tune_fusion.errors import InputError, suggest
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
 from tune_fusion.space.domain import Constant
+from tune_fusion.space.rules import violations
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.settings import TrainingSettings
 from tune_fusion.space.vocabulary import Vocabulary
@@ -28,8 +27,8 @@ def read_configuration(
     InputError naming the file, the key, the rule and the value.
     """
     values = _read(path)
-    if "best" in values and isinstance(values["best"], dict):
-        values = values["best"]["configuration"]
+    if "best" in values:
+        values = _best_of_result(path, values["best"])
     for key in values:
         if key not in _KEYS:
             raise InputError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
@@ -41,6 +40,15 @@ def read_configuration(
             f"{path}: high: switch_layer 'all' leaves no layer for a high optimizer; remove 'high'"
         )
     return Configuration(switch, low, high, _training(path, values.get("training") or {}, space))
+
+
+def _best_of_result(path: Path, best: Any) -> dict[str, Any]:
+    if best is None:
+        raise InputError(f"{path}: this search found no best configuration; give one of your own")
+    configuration = best.get("configuration") if isinstance(best, dict) else None
+    if not isinstance(configuration, dict):
+        raise InputError(f"{path}: best: not what a search writes: {best!r:.80}")
+    return configuration
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -62,7 +70,12 @@ def _switch(path: Path, value: Any, layer_names: Sequence[str]) -> int | Literal
         return ALL
     last = len(layer_names) - 2
     if isinstance(value, str):
-        if value not in layer_names[:-1]:
+        if value == layer_names[-1]:
+            raise InputError(
+                f"{path}: switch_layer: {value!r} is the last layer and leaves none for a high optimizer; "
+                f"take an earlier one or {ALL!r}"
+            )
+        if value not in layer_names:
             raise InputError(
                 f"{path}: switch_layer: no layer {value!r}; {suggest(value, [*layer_names[:-1], ALL])}"
             )
@@ -98,7 +111,9 @@ def _choice(path: Path, half: str, values: Any, vocabulary: Vocabulary) -> Optim
     return OptimizerChoice(name, settings)
 
 
-def _training(path: Path, values: Mapping[str, Any], space: SearchSpace) -> TrainingSettings:
+def _training(path: Path, values: Any, space: SearchSpace) -> TrainingSettings:
+    if not isinstance(values, Mapping):
+        raise InputError(f'{path}: training: needs an object such as {{"epochs": 10}}, got {values!r:.80}')
     for key in values:
         if key not in TrainingSettings.model_fields:
             raise InputError(
@@ -112,10 +127,6 @@ def _training(path: Path, values: Mapping[str, Any], space: SearchSpace) -> Trai
             raise InputError(
                 f"{path}: training.{key}: the space searches it, so the configuration must give it"
             )
-    try:
-        return TrainingSettings.model_validate(settled)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{path}: training.{first['loc'][0]}: {first['msg']}, got {first['input']!r}"
-        ) from error
+    for key, message in violations(TrainingSettings, settled):
+        raise InputError(f"{path}: training.{key}: {message}")
+    return TrainingSettings.model_validate(settled)

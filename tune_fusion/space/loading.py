@@ -36,8 +36,12 @@ def resolve_space(name_or_path: str) -> Path:
     Raises InputError where there is none, with the nearest known name and the folders looked in.
     """
     if "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(_ENDINGS):
-        path = Path(name_or_path).expanduser()
-        if not path.exists():
+        try:
+            path = Path(name_or_path).expanduser()
+            there = path.exists()
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"--space {name_or_path}: cannot be used as a path: {error}") from error
+        if not there:
             raise InputError(f"--space {name_or_path}: no such file; for a shipped space give its name alone")
         return path
     known = {name: path for name, _, path in list_spaces()}

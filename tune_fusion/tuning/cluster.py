@@ -81,7 +81,7 @@ def _check_address(target: str) -> None:
             "the cluster's head, or submit the search with 'ray job submit --address http://HEAD:8265 -- ...'"
         )
     host, _, port = target.rpartition(":")
-    if not host or not port.isdigit() or int(port) >= 2**16:
+    if not host or not port.isdecimal() or int(port) >= 2**16:
         raise InputError(f"--address {target}: expected HOST:PORT, 'auto' or 'local', got {target!r}")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
@@ -130,7 +130,8 @@ def check_resources(resources: ResourceSettings, cluster: list[Node]) -> None:
     if slots(resources, cluster) > 0:
         return
     has = "; ".join(f"{node.host}: {node.cpu:g} CPUs, {node.gpu:g} GPUs" for node in cluster)
-    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > max(node.gpu for node in cluster) else ""
+    most = max((node.gpu for node in cluster), default=0.0)
+    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > most else ""
     raise InputError(
         f"resources: one trial asks for {resources.cpu} CPUs and {resources.gpu:g} GPUs, and no node has "
         f"them: {has}; lower --cpus or --gpus{hint}"

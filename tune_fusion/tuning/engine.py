@@ -190,7 +190,8 @@ class Engine:
 def make_arms(space: SearchSpace) -> list[SearchArm]:
     """The arms of a search with their budgets of trials; a space without controls has one arm."""
     direction: Literal["max", "min"] = space.direction
-    control_trials = round(space.search.trials * space.search.control_share) if space.controls else 0
+    wanted = round(space.search.trials * space.search.control_share) if space.controls else 0
+    control_trials = min(wanted, space.search.trials - 1)
     budgets: list[tuple[Arm, int]] = [
         ("control", control_trials),
         ("fusion", space.search.trials - control_trials),

@@ -65,8 +65,9 @@ class Study:
         """Tell how a trial ended, as what it is and at the epoch it reached.
 
         `value` is its best value. A stopped trial is told as pruned with the value of each epoch; a diverged
-        one too, with NaN after its last good epoch, which TPE ranks below every number; a failed or
-        interrupted one as failed, from which nothing is learnt.
+        one too, with NaN for the epoch in which it diverged, and as infeasible: TPE ranks pruned trials by
+        the epoch they reached before their value, and would take a late divergence for a success. A failed
+        or interrupted trial is told as failed, from which nothing is learnt.
         """
         if record.state is TrialState.COMPLETED and value is not None:
             self._study.tell(suggestion.trial, value)
@@ -74,8 +75,8 @@ class Study:
         if record.state in (TrialState.STOPPED, TrialState.DIVERGED):
             for index, metrics in enumerate(record.epochs):
                 suggestion.trial.report(metrics.get(metric, math.nan), index + 1)
-            if record.state is TrialState.DIVERGED and not record.epochs:
-                suggestion.trial.report(math.nan, 1)
+            if record.state is TrialState.DIVERGED:
+                suggestion.trial.set_constraint("loss is finite", 1.0)
             self._study.tell(suggestion.trial, state=optuna.trial.TrialState.PRUNED)
             return
         self.forget(suggestion)

@@ -1,0 +1,206 @@
+import re
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tune_fusion.errors import InputError
+from tune_fusion.space.settings import ResourceSettings
+from tune_fusion.tuning.cluster import Node, check_resources, connected, slots
+
+STEADY = settings(derandomize=True, deadline=None, max_examples=80)
+
+
+def node(cpu, gpu=0.0, host="one"):
+    return Node(host, float(cpu), float(gpu))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "cluster", "fit"),
+    [
+        (1, 0, [node(4)], 4),
+        (3, 0, [node(8)], 2),
+        (5, 0, [node(4)], 0),
+        (1, 0, [node(0, 8)], 0),
+        (1, 0.5, [node(16, 1)], 2),
+        (1, 0.1, [node(16, 1)], 10),
+        (1, 0.2, [node(16, 1)], 5),
+        (1, 0.3, [node(16, 1)], 3),
+        (1, 1 / 3, [node(16, 1)], 3),
+        (1, 0.6, [node(16, 2)], 2),
+        (1, 0.3, [node(16, 2)], 6),
+        (4, 0.1, [node(16, 1)], 4),
+        (1, 0.5, [node(16)], 0),
+        (1, 1, [node(16, 4)], 4),
+        (8, 1, [node(16, 4)], 2),
+        (1, 2, [node(16, 5)], 2),
+        (1, 4, [node(16, 3)], 0),
+        (1, 4, [node(16, 2), node(16, 2, "two")], 0),
+        (3, 0, [node(4), node(4, 0, "two"), node(2, 0, "three")], 2),
+        (2, 0.25, [node(64), node(5, 1, "two"), node(64, 2, "three")], 10),
+        (1, 0, [], 0),
+    ],
+)
+def test_how_many_trials_fit(cpu, gpu, cluster, fit):
+    assert slots(ResourceSettings(cpu=cpu, gpu=float(gpu)), cluster) == fit
+
+
+@STEADY
+@given(
+    cpu=st.integers(1, 8),
+    gpu=st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0, 2.0, 3.0]),
+    cluster=st.lists(st.builds(node, st.integers(0, 32), st.integers(0, 8)), max_size=4),
+)
+def test_what_fits_is_what_can_be_packed_one_by_one(cpu, gpu, cluster):
+    packed = 0
+    for each in cluster:
+        # Each GPU in thousandths, so that no rounding decides.
+        free_cpu, free_gpus = int(each.cpu), [1000] * int(each.gpu)
+        while free_cpu >= cpu:
+            if gpu >= 1:
+                if len(free_gpus) < gpu:
+                    break
+                free_gpus = free_gpus[int(gpu) :]
+            elif gpu > 0:
+                place = next((i for i, free in enumerate(free_gpus) if free >= round(1000 * gpu)), None)
+                if place is None:
+                    break
+                free_gpus[place] -= round(1000 * gpu)
+            free_cpu -= cpu
+            packed += 1
+    assert slots(ResourceSettings(cpu=cpu, gpu=gpu), cluster) == packed
+
+
+def test_resources_that_some_node_has_pass():
+    check_resources(ResourceSettings(cpu=4, gpu=2.0), [node(2), node(8, 2, "two")])
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "message"),
+    [
+        (
+            64,
+            0,
+            "resources: one trial asks for 64 CPUs and 0 GPUs, and no node has them: one: 8 CPUs, 0 GPUs; "
+            "two: 2 CPUs, 1 GPUs; lower --cpus or --gpus",
+        ),
+        (
+            1,
+            2,
+            "resources: one trial asks for 1 CPUs and 2 GPUs, and no node has them: one: 8 CPUs, 0 GPUs; "
+            "two: 2 CPUs, 1 GPUs; lower --cpus or --gpus (--gpus 0 trains on the CPU)",
+        ),
+        # Each node alone has too little of one of them.
+        (
+            4,
+            0.5,
+            "resources: one trial asks for 4 CPUs and 0.5 GPUs, and no node has them: one: 8 CPUs, 0 GPUs; "
+            "two: 2 CPUs, 1 GPUs; lower --cpus or --gpus",
+        ),
+    ],
+)
+def test_resources_that_no_node_has_show_the_cluster(cpu, gpu, message):
+    with pytest.raises(InputError) as refused:
+        check_resources(ResourceSettings(cpu=cpu, gpu=float(gpu)), [node(8), node(2, 1, "two")])
+    assert str(refused.value) == message
+
+
+def test_more_than_one_gpu_must_be_whole():
+    with pytest.raises(InputError, match=r"--gpus 1\.5: above 1 a trial takes whole GPUs"):
+        check_resources(ResourceSettings(cpu=1, gpu=1.5), [node(8, 8)])
+
+
+@pytest.fixture
+def ray_unused(monkeypatch):
+    """Fails the test where Ray itself is asked to start or to join."""
+    ray = pytest.importorskip("ray")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the address should have been refused before Ray was asked")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("localhost", "expected HOST:PORT, 'auto' or 'local', got 'localhost'"),
+        ("localhost:", "expected HOST:PORT"),
+        (":6379", "expected HOST:PORT"),
+        ("localhost:http", "expected HOST:PORT"),
+        ("localhost:65536", "expected HOST:PORT"),
+        ("localhost:-1", "expected HOST:PORT"),
+        ("ray://localhost:10001", "Ray client or dashboard address cannot run a search; give HOST:PORT"),
+        ("http://localhost:8265", "submit the search with 'ray job submit --address http://HEAD:8265"),
+    ],
+)
+def test_addresses_that_cannot_be_one(ray_unused, address, message):
+    with pytest.raises(InputError, match=re.escape(message)) as refused, connected(address):
+        pass
+    assert str(refused.value).startswith(f"--address {address}: ")
+
+
+def test_an_address_where_nothing_listens(ray_unused):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            pytest.raises(
+                InputError, match=rf"--address {address}: no Ray cluster answers there \(.*refused\)"
+            ),
+            connected(address),
+        ):
+            pass
+
+
+def test_the_address_of_a_submitted_job_is_taken_from_the_environment(ray_unused, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(InputError, match="--address nonsense: expected HOST:PORT"), connected(None):
+        pass
+    with pytest.raises(InputError, match="--address other: expected HOST:PORT"), connected("other"):
+        pass
+
+
+@pytest.mark.parametrize("error", [ConnectionError, RuntimeError, ValueError])
+def test_what_ray_refuses_is_told_in_one_line(ray_unused, monkeypatch, error):
+    import ray
+
+    def fail(*args, **kwargs):
+        raise error("no session\nwith a second line")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(InputError) as refused, connected("auto"):
+        pass
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith(
+        "--address auto: cannot join this Ray cluster: no session; start one"
+    )
+
+
+@pytest.mark.parametrize(("address", "own"), [(None, True), ("local", True), ("auto", False)])
+def test_ray_is_shut_down_whatever_happens_inside(ray_unused, monkeypatch, address, own):
+    import ray
+
+    calls = []
+    monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    with pytest.raises(KeyError), connected(address):
+        raise KeyError
+    options, last = calls
+    assert last == "shutdown"
+    assert options["address"] == ("local" if own else "auto")
+    # Only a Ray of our own may be told how large it is; a joined one refuses that.
+    assert ("object_store_memory" in options) == own
+
+
+def test_settings_of_the_user_win_over_ours(ray_unused, monkeypatch):
+    import os
+
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    monkeypatch.delenv("RAY_AIR_NEW_OUTPUT", raising=False)
+    with pytest.raises(InputError), connected("nonsense"):
+        pass
+    assert os.environ["RAY_DEDUP_LOGS"] == "1"
+    assert os.environ["RAY_AIR_NEW_OUTPUT"] == "0"

@@ -1,0 +1,144 @@
+"""Real signals, sent to small processes that do nothing but wait for them."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tune_fusion.tuning.interruption import Interrupted, Interruption
+
+BOTH = pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@pytest.fixture
+def process():
+    """Starts Python on a body that runs inside an `Interruption` named `interruption`."""
+    started = []
+
+    def start(body, *, after=""):
+        script = (
+            "import os, signal, sys, time\n"
+            "from tune_fusion.tuning.interruption import Interrupted, Interruption\n"
+            "def say(word):\n    print(word, flush=True)\n"
+            # Short sleeps: a signal that comes right before a long one would be heeded only after it.
+            "def wait():\n    say('ready')\n    for _ in range(3000): time.sleep(0.01)\n"
+            "try:\n    with Interruption() as interruption:\n"
+            + textwrap.indent(textwrap.dedent(body), " " * 8)
+            + "\nexcept Interrupted as stop:\n    say(f'{type(stop).__name__} {stop.exit_code} {stop}')\n"
+            + textwrap.dedent(after)
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+
+
+def ended(child):
+    out, err = child.communicate(timeout=20)
+    assert err == ""
+    return child.returncode, out.split("\n")[:-1]
+
+
+@BOTH
+def test_the_first_signal_ends_the_work_at_once(process, signum, code):
+    child = process("wait()\nsay('never')")
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signum)
+    assert ended(child) == (0, [f"Interrupted {code} interrupted by {signum.name}"])
+
+
+@BOTH
+def test_a_deferred_signal_waits_for_the_next_check(process, signum, code):
+    child = process("""
+        interruption.defer()
+        say('ready')
+        while interruption._signum is None:
+            time.sleep(0.01)
+        say('went on')
+        interruption.check()
+        say('never')
+    """)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signum)
+    assert ended(child) == (0, ["went on", f"Interrupted {code} interrupted by {signum.name}"])
+
+
+@BOTH
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process_with_its_own_code(process, first, signum, code):
+    child = process("""
+        interruption.defer()
+        say('ready')
+        while interruption._signum is None:
+            time.sleep(0.01)
+        try:
+            wait()
+        finally:
+            say('never')
+    """)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(first)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signum)
+    assert ended(child) == (code, [])
+
+
+def test_a_second_signal_is_heeded_while_the_first_one_is_being_handled(process):
+    child = process("""
+        try:
+            wait()
+        finally:
+            wait()
+    """)
+    for _ in range(2):
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+    assert ended(child) == (130, [])
+
+
+def test_signals_are_taken_back_from_whoever_took_them_in_between(process):
+    child = process("""
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(9))
+        interruption.install()
+        wait()
+    """)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    assert ended(child) == (0, ["Interrupted 143 interrupted by SIGTERM"])
+
+
+def test_afterwards_signals_mean_what_they_meant_before(process):
+    child = process("pass", after="wait()")
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGTERM)
+    assert ended(child) == (-signal.SIGTERM, [])
+
+
+def test_check_is_silent_without_a_signal():
+    with Interruption() as interruption:
+        interruption.check()
+        interruption.defer()
+        interruption.check()
+
+
+def test_the_handlers_are_restored_after_an_error_too():
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    interruption = Interruption()
+    with pytest.raises(ZeroDivisionError), interruption:
+        raise ZeroDivisionError
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_interrupted_is_no_ordinary_exception():
+    # Nothing that catches errors on the way may swallow it.
+    assert issubclass(Interrupted, KeyboardInterrupt)
+    assert not issubclass(Interrupted, Exception)

@@ -1,0 +1,37 @@
+"""Folders that a command is going to make: checked before hours are spent on what goes into them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tune_fusion.errors import InputError
+
+
+def new_folder(path: Path, place: str, name_place: str | None = None) -> Path:
+    """The absolute form of `path`, which does not exist yet and can be made. Makes nothing.
+
+    Raises InputError where it cannot be made, starting with `place` (such as ``--output runs``), and where it
+    exists already, starting with `name_place` if its last part was given apart.
+    """
+    try:
+        folder = path.expanduser().resolve()
+        taken = folder.exists()
+        existing = next(parent for parent in folder.parents if parent.exists())
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{place}: cannot be used as a folder: {reason}") from error
+    if taken:
+        raise InputError(
+            f"{name_place or place}: {folder} exists already and is never overwritten; choose another name"
+        )
+    if not existing.is_dir():
+        raise InputError(f"{place}: {existing} is not a folder")
+    try:
+        # The one sure test: permissions alone say nothing of read-only and special file systems.
+        Path(tempfile.mkdtemp(prefix=".tune_fusion-", dir=existing)).rmdir()
+    except OSError as error:
+        raise InputError(
+            f"{place}: {existing} is not writable ({error.strerror or error}); choose another folder"
+        ) from error
+    return folder
