@@ -50,6 +50,7 @@ def start(ray_folder):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         started.append(process)
         return process
@@ -244,7 +245,8 @@ def test_an_interrupted_search_keeps_what_it_found(start, tmp_path, signum, code
             break
     children = ray_processes(process.pid)
     assert children
-    process.send_signal(signum)
+    # To the whole process group, as a terminal and ``timeout`` do.
+    os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
@@ -294,7 +296,9 @@ def test_trials_that_all_diverge_end_the_search_with_their_history(start, tmp_pa
     result = json.loads((tmp_path / "runs" / "wild" / "result.json").read_text())
     assert result["counts"] == {"diverged": 4}
     assert result["best"] is None
-    assert process.returncode == 0, err
+    assert process.returncode == 1
+    assert "loss not finite in epoch 1" in err
+    assert result["status"] == "failed"
     assert "4 diverged" in out
     assert all(math.isfinite(float(row["train_seconds"])) for row in rows(tmp_path, "wild"))
 

@@ -30,16 +30,20 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def natural(text: str) -> int:
     """An argument that must be a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_whole(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"needs a whole number from 1, got {text!r}")
     return int(text)
 
 
 def seed(text: str) -> int:
     """An argument that must be a whole number from 0 to 2**32 - 1."""
-    if not text.isdecimal() or int(text) >= 2**32:
+    if not _is_whole(text) or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"needs a whole number from 0 to {2**32 - 1}, got {text!r}")
     return int(text)
 

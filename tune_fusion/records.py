@@ -84,6 +84,10 @@ class SearchRecord:
     duplicates: int = 0
     """Suggestions that were the same in effect as an earlier trial and therefore not run again."""
     notes: list[str] = field(default_factory=list)
+    fusions: bool = True
+    """False where the space has no switch layer: its ``fusion`` arm then searches single optimizers, too."""
+    searched_training: tuple[str, ...] = ()
+    """The ``training.`` parameters that differ between trials."""
 
     def counts(self) -> dict[str, int]:
         """Trials by state, in the order of `TrialState`."""
@@ -114,6 +118,14 @@ class SearchRecord:
             and trial.state is not TrialState.DIVERGED
         ]
         return max(ranked)[2] if ranked else None
+
+    def best_fusion(self) -> TrialRecord | None:
+        """The best true fusion; in a space without a switch layer the best of the arm that is searched."""
+        return self.best(single=False) if self.fusions else self.best(arm="fusion")
+
+    def best_control(self) -> TrialRecord | None:
+        """The best single optimizer, wherever it was found; without a switch layer the best control."""
+        return self.best(single=True) if self.fusions else self.best(arm="control")
 
     def untuned(self, arm: str) -> TrialRecord | None:
         """The best of the arm's untuned defaults."""

@@ -130,7 +130,8 @@ def test_the_lines_below_the_table():
     lines = [line.plain for line in status_lines(make_search(*ONE_OF_EACH), now)]
     assert lines[0] == ("1 running, 1 completed, 1 stopped, 1 diverged, 1 failed, 1 interrupted of 8")
     assert lines[1] == (
-        "best so far: trial 5, val_accuracy 0.6000: switch 1 conv2, low adam lr 1.2e-03, high sgd lr 3.0e-02"
+        "best so far: trial 5, val_accuracy 0.6000: switch 1 conv2 | low adam lr 1.2e-03 | "
+        "high sgd lr 3.0e-02"
     )
     # Five trials have ended in the 100 s since the first started; three are left.
     ends = time.strftime("%H:%M:%S", time.localtime(now + 60))
@@ -143,7 +144,7 @@ def test_the_lines_of_a_search_without_a_result():
         "elapsed 0:01",
     ]
     single = make_search(make_single(0, [0.5]))
-    assert status_lines(single, 1000.0)[1].plain.endswith("switch all, low adam lr 1.0e-03")
+    assert status_lines(single, 1000.0)[1].plain.endswith("switch all | low adam lr 1.0e-03")
 
 
 @pytest.mark.parametrize(
@@ -271,3 +272,24 @@ def test_a_narrow_terminal_keeps_what_matters(width):
     text = drawn(trial_table(make_search(trial), 9, width), width)
     for word in ("47", "3/10", "0.9800", "interrupted", "hn_adam", "3 block"):
         assert word in text
+
+
+def test_the_text_of_a_trial_has_everything_that_may_differ():
+    parameters = {
+        "switch_layer": 1,
+        "low.optimizer": "adam",
+        "low.lr": 1e-3,
+        "low.betas": (0.9, 0.99),
+        "high.optimizer": "sgd",
+        "high.lr": 0.03,
+        "high.momentum": 0.9,
+        "training.batch_size": 32,
+        "training.epochs": 10,
+    }
+    trial = make_trial(0, [0.5], parameters=parameters)
+    search = make_search(trial)
+    search.searched_training = ("batch_size",)
+    assert live.trial_text(search, trial) == (
+        "switch 1 conv2 | low adam lr 1.0e-03 betas [0.9, 0.99] | high sgd lr 3.0e-02 momentum 0.9 | "
+        "batch_size 32"
+    )

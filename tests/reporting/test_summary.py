@@ -29,11 +29,11 @@ def test_a_fusion_that_wins():
     lines = lines_of(make_search(CONTROL, FUSION))
     assert lines[:2] == ["", "made completed: 2 completed of 8 trials in 62 s, 2 epochs"]
     assert lines[2] == (
-        "best configuration    val_accuracy 0.9000  trial 1, epoch 1/10: switch 1 conv2 | "
+        "best configuration       val_accuracy 0.9000  trial 1, epoch 1/10: switch 1 conv2 | "
         "low adam lr 1.2e-03 | high sgd lr 3.0e-02"
     )
     assert lines[3] == (
-        "best single optimizer val_accuracy 0.8000  trial 0, epoch 1/10: switch all | low adam lr 1.0e-03"
+        "best single optimizer    val_accuracy 0.8000  trial 0, epoch 1/10: switch all | low adam lr 1.0e-03"
     )
     assert starting(lines, "best fusion") == [
         "best fusion minus best single optimizer: +0.1000 val_accuracy on 100 validation images, one seed"

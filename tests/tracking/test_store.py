@@ -4,6 +4,8 @@ import fcntl
 import logging
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -119,3 +121,29 @@ def test_log_lines_of_this_thread_only_are_kept_off_the_terminal(
         "from another thread",
         "after the search",
     ]
+
+
+def test_a_process_killed_while_it_makes_the_tables_leaves_no_half_made_store(tmp_path: Path) -> None:
+    """A search killed in its first seconds must not spoil the store for the next one."""
+    database = tmp_path / "mlflow.db"
+    script = (
+        "import os, sys\n"
+        "from mlflow.store.tracking import sqlalchemy_store\n"
+        "from tune_fusion.tracking.store import MlflowStore\n"
+        "from tune_fusion.tracking.changes import PARENT, Pending\n"
+        "class Killed(sqlalchemy_store.SqlAlchemyStore):\n"
+        "    def __init__(self, *arguments):\n"
+        "        open(arguments[0].removeprefix('sqlite:///'), 'w').write('half')\n"
+        "        os._exit(9)\n"
+        "sqlalchemy_store.SqlAlchemyStore = Killed\n"
+        "with MlflowStore(sys.argv[1], 'digits') as store:\n"
+        "    store.deliver(Pending(PARENT, name='search', started=1), None)\n"
+    )
+    uri = f"sqlite:///{database}"
+    assert subprocess.run([sys.executable, "-c", script, uri], check=False).returncode == 9
+    assert not database.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".mlflow.db.part"]
+    with MlflowStore(uri, "digits") as store:
+        store.deliver(parent_run(), None)
+    assert stored(database)[0] or database.exists()
+    assert not (tmp_path / ".mlflow.db.part").exists()

@@ -6,6 +6,7 @@ from torch import nn
 
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
+from tune_fusion.training.metrics import Evaluation, Evaluator
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench
 
@@ -204,3 +205,12 @@ def test_a_loss_that_is_not_finite_ends_the_trial_with_its_finite_numbers(bench)
 def test_the_last_batch_may_be_short(bench):
     record = history(Trainer(bench, fusion(batch_size=399)))
     assert len(record) == 3
+
+
+def test_validation_metrics_of_a_diverged_epoch_are_left_out(bench, monkeypatch):
+    wild = Evaluation(loss=math.inf, accuracy=0.1, macro_f1=0.1)
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: wild)
+    result = Trainer(bench, fusion()).run_epoch()
+    assert result.diverged
+    assert not any(name.startswith("val_") for name in result.metrics)
+    assert math.isfinite(result.metrics["train_loss"])

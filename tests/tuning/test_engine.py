@@ -215,3 +215,9 @@ def test_interruption_ends_the_running_trials():
 def test_a_space_without_controls_gives_every_trial_to_the_search():
     text = SPACE.replace("  controls: [adam, sgd]\n", "")
     assert {t.arm for t in run(make_engine(text, search__trials=7)).trials} == {"fusion"}
+
+
+def test_a_grid_larger_than_its_trials_says_so():
+    text = FINITE.replace("SAMPLER", "grid")
+    assert "first 5 points of a larger grid" in make_engine(text, search__trials=5).record.notes[0]
+    assert make_engine(text, search__trials=18).record.notes == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -85,9 +86,8 @@ class PlainProgress:
         ended = sum(1 for t in self._record.trials if t.state is not TrialState.RUNNING)
         print(
             f"[{ended}/{self._record.planned_trials}] trial {cells['trial']} {cells['state']}: "
-            f"{self._record.metric} {cells['best']} epoch {cells['epoch']} | switch {cells['switch layer']}"
-            f" | low {cells['low']} {cells['low rates']}"
-            + (f" | high {cells['high']} {cells['high rates']}" if cells["high"] else "")
+            f"{self._record.metric} {cells['best']} epoch {cells['epoch']} | "
+            f"{trial_text(self._record, trial)}"
             + (f" | {trial.reason}" if trial.state is TrialState.FAILED else ""),
             flush=True,
         )
@@ -184,13 +184,37 @@ def trial_cells(record: SearchRecord, trial: TrialRecord) -> dict[str, str]:
     }
 
 
-def _rates(parameters: dict[str, Any], half: str) -> str:
-    cells = []
-    if (rate := parameters.get(f"{half}.lr")) is not None:
-        cells.append(f"lr {rate:.1e}")
-    if (norm := parameters.get(f"{half}.lambda0")) is not None:
-        cells.append(f"Λ0 {norm:.2f}")
-    return " ".join(cells)
+def trial_text(record: SearchRecord, trial: TrialRecord) -> str:
+    """The configuration in one line, with everything that may differ between the search's trials."""
+    parameters = trial.parameters
+    switch = trial_cells(record, trial)["switch layer"]
+    parts = [f"switch {switch}"]
+    for half in ("low", "high"):
+        if f"{half}.optimizer" in parameters:
+            names = [key for key in parameters if key.startswith(f"{half}.") and key != f"{half}.optimizer"]
+            settings = [_setting(key.removeprefix(f"{half}."), parameters[key]) for key in names]
+            parts.append(" ".join([half, str(parameters[f"{half}.optimizer"]), *settings]))
+    if record.searched_training:
+        names = [f"training.{key}" for key in record.searched_training]
+        parts.append(
+            " ".join(_setting(name.removeprefix("training."), parameters.get(name)) for name in names)
+        )
+    return " | ".join(parts)
+
+
+def _rates(parameters: Mapping[str, Any], half: str) -> str:
+    names = [name for name in ("lr", "lambda0") if f"{half}.{name}" in parameters]
+    return " ".join(_setting(name, parameters[f"{half}.{name}"]) for name in names)
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "lambda0":
+        return f"Λ0 {value:.2f}"
+    if isinstance(value, float):
+        return (
+            f"{name} {value:.1e}" if name.endswith("lr") or 0 < abs(value) < 0.01 else f"{name} {value:.4g}"
+        )
+    return f"{name} {list(value) if isinstance(value, tuple) else value}"
 
 
 def status_lines(record: SearchRecord, now: float) -> list[Text]:
@@ -199,15 +223,9 @@ def status_lines(record: SearchRecord, now: float) -> list[Text]:
     best = record.best()
     lines = [Text(f"{counts} of {record.planned_trials}")]
     if best is not None:
-        cells = trial_cells(record, best)
-        high = f", high {cells['high']} {cells['high rates']}" if cells["high"] else ""
-        lines.append(
-            Text(
-                f"best so far: trial {best.number}, {record.metric} {cells['best']}: switch "
-                f"{cells['switch layer']}, low {cells['low']} {cells['low rates']}{high}",
-                style="bold",
-            )
-        )
+        value = trial_cells(record, best)["best"]
+        text = f"best so far: trial {best.number}, {record.metric} {value}: {trial_text(record, best)}"
+        lines.append(Text(text, style="bold"))
     elapsed = now - record.started
     remaining = estimated_seconds_left(record, now)
     end = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune_fusion.records import SearchRecord, TrialRecord
-from tune_fusion.reporting.live import trial_cells
+from tune_fusion.reporting.live import trial_cells, trial_text
 
 
 def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
@@ -18,17 +18,23 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
     if record.duplicates:
         lines.append(f"{record.duplicates} suggestions equal in effect to earlier trials were not run again")
     lines += [f"note: {note}" for note in record.notes]
-    best, fusion, control = record.best(), record.best(single=False), record.best(single=True)
+    best, fusion, control = record.best(), record.best_fusion(), record.best_control()
+    candidate, rival = ("fusion", "single optimizer") if record.fusions else ("candidate", "control")
     named = [
         ("best configuration", best),
-        ("best fusion", fusion if fusion is not best else None),
-        ("best single optimizer", control),
-        ("untuned fusion", record.untuned("fusion")),
-        ("untuned single", record.untuned("control")),
+        (f"best {candidate}", fusion if fusion is not best else None),
+        (f"best {rival}", control),
+        (f"untuned {candidate}", record.untuned("fusion")),
+        (f"untuned {rival}", record.untuned("control")),
     ]
     lines += [_line(record, label, trial) for label, trial in named if trial is not None]
     if fusion is not None and control is not None:
-        lines += _comparison(record, fusion, control, result["data"]["validation_images"])
+        gain = (record.value(fusion) or 0.0) - (record.value(control) or 0.0)
+        lines.append(
+            f"best {candidate} minus best {rival}: {gain:+.4f} {record.metric} on "
+            f"{result['data']['validation_images']} validation images, one seed"
+        )
+        lines += _noise(record, fusion, control, result["data"]["validation_images"])
     lines.append("")
     lines += [f"{label:<11}{path}" for label, path in result["paths"].items()]
     lines.append(f"MLflow UI  {result['mlflow']['ui_command']}")
@@ -39,25 +45,20 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
 
 def _line(record: SearchRecord, label: str, trial: TrialRecord) -> str:
     cells = trial_cells(record, trial)
-    high = f" | high {cells['high']} {cells['high rates']}" if cells["high"] else ""
     return (
-        f"{label:<22}{record.metric} {cells['best']}  trial {trial.number}, epoch {cells['epoch']}: "
-        f"switch {cells['switch layer']} | low {cells['low']} {cells['low rates']}{high}"
+        f"{label:<25}{record.metric} {cells['best']}  trial {trial.number}, epoch {cells['epoch']}: "
+        f"{trial_text(record, trial)}"
     )
 
 
-def _comparison(record: SearchRecord, fusion: TrialRecord, control: TrialRecord, images: int) -> list[str]:
-    """The difference on validation data, and why it is no verdict."""
-    values = [record.value(trial) or 0.0 for trial in (fusion, control)]
-    lines = [
-        f"best fusion minus best single optimizer: {values[0] - values[1]:+.4f} {record.metric} on {images} "
-        "validation images, one seed",
+def _noise(record: SearchRecord, fusion: TrialRecord, control: TrialRecord, images: int) -> list[str]:
+    """Why the difference is no verdict; nothing where the metric is no share of the images."""
+    if record.metric != "val_accuracy":
+        return []
+    shares = [record.value(trial) or 0.0 for trial in (fusion, control)]
+    # Two shares of the same n images, taken as independent; models that err on the same images differ less.
+    noise = 1.96 * math.sqrt(sum(p * (1 - p) for p in shares) / images)
+    return [
+        "(both were chosen on these images; drawing others would move the difference by up to "
+        f"±{noise:.4f} in 95 of 100 cases)"
     ]
-    if record.metric == "val_accuracy":
-        # Two shares of the same n images, taken as independent: an upper bound of the paired difference's.
-        noise = 1.96 * math.sqrt(sum(p * (1 - p) for p in values) / images)
-        lines.append(
-            "(both were chosen on these images; drawing others would move the difference by up to "
-            f"±{noise:.4f} in 95 of 100 cases)"
-        )
-    return lines

@@ -185,7 +185,7 @@ class MlflowLogger:
         if best is not None:
             self._put_best(best)
         record = self._record
-        winner, single = record.best(), record.best(single=True)
+        winner, single = record.best(), record.best_control()
         tags = {"state": str(status)}
         if winner is not None:
             tags["best_trial"] = str(winner.number)

@@ -102,7 +102,10 @@ class MlflowStore:
             from mlflow.tracking import MlflowClient
 
             self._stack.enter_context(_quiet())
-            with _alone(database_path(self.uri)):
+            database = database_path(self.uri)
+            with _alone(database):
+                if database is not None and not database.exists():
+                    _create_database(database)
                 client = MlflowClient(self.uri, registry_uri=self.uri)
                 self.experiment_id = self._find_experiment(client)
             self._client = client
@@ -205,6 +208,21 @@ def _quiet() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(elsewhere)
+
+
+def _create_database(path: Path) -> None:
+    """Make a SQLite store with all of its tables, whole or not at all: a half-made one would be no store.
+
+    To be called by one process at a time (`_alone`).
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # left by a process that was killed here
+    artifacts = (path.parent / "mlartifacts").as_uri()
+    store = SqlAlchemyStore(f"sqlite:///{part}", artifacts)  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    part.rename(path)
 
 
 @contextmanager

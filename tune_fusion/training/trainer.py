@@ -85,10 +85,11 @@ class Trainer:
             batches = self._validation_batches.epoch(self.epoch)
             measured = self._evaluator.measure(self.model, batches, self._autocast)
             metrics["eval_seconds"] = time.perf_counter() - trained
-            metrics["val_loss"] = measured.loss
-            metrics["val_accuracy"] = measured.accuracy
-            metrics["val_macro_f1"] = measured.macro_f1
             diverged = not math.isfinite(measured.loss)
+            if not diverged:
+                metrics["val_loss"] = measured.loss
+                metrics["val_accuracy"] = measured.accuracy
+                metrics["val_macro_f1"] = measured.macro_f1
         if self._schedule is not None:
             self._schedule.step()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

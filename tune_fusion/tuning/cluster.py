@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,12 +55,13 @@ def connected(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    target = _target(address)
     _check_address(target)
     own = target == "local"
     options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
     try:
-        ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with _process_group_of_their_own():
+            ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
@@ -69,6 +72,39 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _target(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def check_machine(address: str | None, resources: ResourceSettings, gpus: int) -> None:
+    """`check_resources` for a Ray of our own on this machine with `gpus` GPUs, without waiting for its start.
+
+    A cluster to be joined answers for itself once it is connected.
+    """
+    if _target(address) == "local":
+        check_resources(resources, [Node(socket.gethostname(), float(os.cpu_count() or 1), float(gpus))])
+
+
+@contextmanager
+def _process_group_of_their_own() -> Iterator[None]:
+    """Starts Ray's processes outside our process group.
+
+    A signal to the whole group (a terminal's Ctrl-C, ``timeout``, a service manager) then ends the search in
+    order, instead of the Ray beneath it. Ray has no setting for it; on macOS it needs its processes in ours.
+    """
+    from ray._private import services
+
+    if sys.platform != "linux":
+        yield
+        return
+    original = services.ConsolePopen
+    services.ConsolePopen = functools.partial(original, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original
 
 
 def _check_address(target: str) -> None:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.records import SearchRecord
 from tune_fusion.reporting.live import progress
 from tune_fusion.reporting.results import result, write_result, write_trials
+from tune_fusion.space.domain import Constant
 from tune_fusion.tracking.mlflow_logger import MlflowLogger, redact, ui_command
 from tune_fusion.training.checks import Checked, check_space, prove
 from tune_fusion.training.workbench import Workbench, pick_device
@@ -67,6 +70,7 @@ def run_search(request: Request, started: float, ready: Callable[[], None]) -> O
         checked = check_space(request.space, request.overrides, stand_in=request.rehearse)
         folder = check_request(request, checked)
         space = checked.space
+        cluster.check_machine(request.address, space.resources, torch.cuda.device_count())
         bench = prove(checked, pick_device(0))
         interruption.defer()
         with cluster.connected(request.address):
@@ -99,6 +103,10 @@ class _Search:
             metric=space.search.metric,
             direction=space.direction,
             planned_trials=space.search.trials,
+            fusions=not space.single,
+            searched_training=tuple(
+                key for key, domain in space.training.items() if not isinstance(domain, Constant)
+            ),
             started=started,
         )
         self._plan = TrialPlan(
@@ -187,9 +195,9 @@ class _Search:
                 engine.interrupt()
                 (self._paths["logs"] / "driver.txt").write_text(traceback.format_exc(), encoding="utf-8")
                 return self._failure(f"Ray Tune stopped: {type(error).__name__}: {error}")
-        if not any(trial.epochs for trial in record.trials):
-            reasons = sorted({trial.reason for trial in record.trials})
-            return self._failure(f"no trial finished an epoch: {'; '.join(reasons)}")
+        if record.best() is None:
+            reasons = "; ".join(sorted({f"{trial.state}: {trial.reason}" for trial in record.trials}))
+            return self._failure(f"no trial ended with a usable result; {reasons}")
         return _Ending("completed", 0)
 
     def _failure(self, problem: str) -> _Ending:

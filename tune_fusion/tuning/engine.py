@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord, TrialState
 from tune_fusion.space.configuration import ALL, Configuration
 from tune_fusion.space.domain import largest
 from tune_fusion.space.effective import effective_key, is_single
-from tune_fusion.space.sampling import Arm
+from tune_fusion.space.sampling import Arm, grid_parameters
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.tuning.asha import Asha
@@ -70,6 +71,13 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.arms = make_arms(self.space)
+        if self.space.search.sampler == "grid":
+            for arm in self.arms:
+                if sum(1 for _ in islice(grid_parameters(self.space, arm.name), arm.budget + 1)) > arm.budget:
+                    self._note(
+                        f"the {arm.name} arm tries the first {arm.budget} points of a larger grid, in the "
+                        "file's order; more --trials would try all"
+                    )
 
     @property
     def running(self) -> int:

@@ -24,7 +24,7 @@ class WeightKeeper:
     def trial_ended(self, trial: TrialRecord) -> None:
         """Drop what is no longer among the best."""
         record = self._record
-        best = (record.best(), record.best(single=True), record.best(single=False))
+        best = (record.best(), record.best_control(), record.best_fusion())
         kept = {t.number for t in best if t is not None}
         for other in record.trials:
             if other.state is not TrialState.RUNNING and other.number not in kept:
