@@ -60,7 +60,7 @@ def connected(address: str | None) -> Iterator[None]:
     own = target == "local"
     options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
     try:
-        with _process_group_of_their_own():
+        with _signals_left_to_us():
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
@@ -88,23 +88,23 @@ def check_machine(address: str | None, resources: ResourceSettings, gpus: int) -
 
 
 @contextmanager
-def _process_group_of_their_own() -> Iterator[None]:
-    """Starts Ray's processes outside our process group.
+def _signals_left_to_us() -> Iterator[None]:
+    """Starts Ray without its handler of SIGTERM, and its processes outside our process group.
 
-    A signal to the whole group (a terminal's Ctrl-C, ``timeout``, a service manager) then ends the search in
-    order, instead of the Ray beneath it. Ray has no setting for it; on macOS it needs its processes in ours.
+    A signal to us or to the whole group (a terminal's Ctrl-C, ``timeout``, a service manager) then ends the
+    search in order, instead of the Ray beneath it. Ray has no settings for this; on macOS it needs its
+    processes in our group.
     """
-    from ray._private import services
+    from ray._private import services, utils
 
-    if sys.platform != "linux":
-        yield
-        return
-    original = services.ConsolePopen
-    services.ConsolePopen = functools.partial(original, process_group=0)
+    popen, handler = services.ConsolePopen, utils.set_sigterm_handler
+    if sys.platform == "linux":
+        services.ConsolePopen = functools.partial(popen, process_group=0)
+    utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
-        services.ConsolePopen = original
+        services.ConsolePopen, utils.set_sigterm_handler = popen, handler
 
 
 def _check_address(target: str) -> None:
