@@ -17,10 +17,10 @@ def test_a_rehearsal_is_small_and_keeps_the_question(parse):
         "asha={grace_epochs: 5, reduction_factor: 4}",
         "search.metric=val_loss",
     )
-    small = rehearse(space, "test_vit", 5, image_size=32)
+    small = rehearse(space, "test_vit", 5)
     assert small.model.name == "test_vit"
     assert not small.model.pretrained
-    assert (small.data.name, small.data.image_size, small.data.root) == ("digits", 32, None)
+    assert (small.data.name, small.data.image_size, small.data.root) == ("digits", None, None)
     assert small.training["epochs"] == Constant(2)
     assert small.training["precision"] == Constant("float32")
     assert small.training["compile"] == Constant(False)

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from optuna.trial import FixedTrial
 
 from tune_fusion.data.catalogue import DATA_SETS
 from tune_fusion.optim.registry import OPTIMIZERS
 from tune_fusion.space.loading import list_spaces, load_space, parse_space, resolve_space
-from tune_fusion.space.sampling import default_parameters, grid_parameters, replay
+from tune_fusion.space.sampling import default_parameters, draw, grid_parameters
 from tune_fusion.space.vocabulary import Vocabulary
 
 WORDS = Vocabulary(OPTIMIZERS, DATA_SETS)
@@ -47,7 +48,7 @@ def test_shipped_spaces_have_defaults_that_can_be_drawn(name, arm):
         len(space.controls) if arm == "control" else len(space.low) if space.single else 1
     )
     for answers in defaults:
-        drawn = replay(space, arm, answers)
+        drawn = draw(space, arm, FixedTrial(answers))
         for choice in filter(None, (drawn.low, drawn.high)):
             OPTIMIZERS[choice.name].check(choice.settings)
 
@@ -65,7 +66,7 @@ def test_the_papers_split_and_settings_of_hn_adam():
         space = load_space(resolve_space(name), WORDS)
         assert space.single
         assert (space.data.limit, space.data.validation) == (40000, 10000)
-        drawn = replay(space, "fusion", default_parameters(space, "fusion")[0])
+        drawn = draw(space, "fusion", FixedTrial(default_parameters(space, "fusion")[0]))
         assert drawn.low.settings["betas"] == (0.9, 0.99)
         assert drawn.training.batch_size == 128
 

@@ -16,17 +16,15 @@ _TRAINING: dict[str, Any] = {"epochs": 2, "precision": "float32", "compile": Fal
 _GRACE_EPOCHS = 1
 
 
-def rehearse(
-    space: SearchSpace, model_name: str, n_layers: int, image_size: int | None = None
-) -> SearchSpace:
+def rehearse(space: SearchSpace, model_name: str, n_layers: int) -> SearchSpace:
     """The same space for a stand-in model on a few digits: 6 trials of 2 epochs on one CPU, in float32.
 
     Optimizers, ranges, sampler and scheduler stay as they are. Switch layers are mapped onto the stand-in's
     `n_layers` layers (at least 2): one index becomes that index, or the last possible one; anything else the
-    whole range. `image_size` in pixels; None takes the stand-in's own.
+    whole range.
     """
     model = ModelSettings(name=model_name)
-    data = DataSettings(name="digits", validation=0.2, limit=400, image_size=image_size)
+    data = DataSettings(name="digits", validation=0.2, limit=400)
     resources = ResourceSettings(cpu=1, gpu=0.0)
     switch = space.switch_layer if space.single else _mapped_switch(space.switch_layer, last=n_layers - 2)
     document = Document.parse(space.text, space.places.label)

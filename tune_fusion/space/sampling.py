@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice, Value
@@ -110,14 +110,6 @@ def grid_parameters(space: SearchSpace, arm: Arm) -> Iterator[dict[str, Scalar]]
         if not path:
             return
         path[-1] += 1
-
-
-def replay(space: SearchSpace, arm: Arm, parameters: Mapping[str, Scalar]) -> Configuration:
-    """The configuration that `draw` gives for these answers.
-
-    Raises KeyError where an answer is missing.
-    """
-    return draw(space, arm, _Answering(lambda name, _: parameters[name]))
 
 
 def describe(configuration: Configuration, layers: Sequence[str] = ()) -> str:
