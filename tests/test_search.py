@@ -90,6 +90,7 @@ def test_one_plain_line_for_each_finished_trial_then_the_summary(search):
     folder, out, _ = search
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:TRIALS]] == [f"[{i + 1}/{TRIALS}]" for i in range(TRIALS)]
+    assert (folder / "runs" / "forty" / "logs" / "search.txt").read_text().splitlines() == lines[:TRIALS]
     ending = "\n".join(lines[TRIALS:])
     for words in ("best configuration", "best single optimizer", "untuned fusion", "MLflow UI"):
         assert words in ending

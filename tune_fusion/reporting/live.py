@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -63,10 +63,11 @@ class Waiting:
 
 
 class PlainProgress:
-    """One plain line for each trial that ends; for logs and pipes."""
+    """One plain line for each trial that ends, on standard output or in a file."""
 
-    def __init__(self, record: SearchRecord) -> None:
+    def __init__(self, record: SearchRecord, out: TextIO | None = None) -> None:
         self._record = record
+        self._out = out
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -89,6 +90,7 @@ class PlainProgress:
             f"{self._record.metric} {cells['best']} epoch {cells['epoch']} | "
             f"{trial_text(self._record, trial)}"
             + (f" | {trial.reason}" if trial.state is TrialState.FAILED else ""),
+            file=self._out,
             flush=True,
         )
 

@@ -16,7 +16,7 @@ import torch
 
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.records import SearchRecord
-from tune_fusion.reporting.live import progress
+from tune_fusion.reporting.live import PlainProgress, progress
 from tune_fusion.reporting.results import result, write_result, write_trials
 from tune_fusion.space.domain import Constant
 from tune_fusion.tracking.mlflow_logger import MlflowLogger, redact, ui_command
@@ -167,14 +167,20 @@ class _Search:
     def _fit(self, interruption: Interruption, logger: MlflowLogger) -> _Ending:
         """Run the trials, and say how that ended."""
         record = self._record
-        with progress(record) as view:
+        log_path = self._paths["logs"] / "search.txt"
+        with progress(record) as view, log_path.open("w", encoding="utf-8") as log:
             engine = Engine(
                 space=self._checked.space,
                 vocabulary=self._checked.vocabulary,
                 record=record,
                 layer_names=self._checked.layer_names,
                 slots=self._slots(),
-                listeners=[WeightKeeper(record, self._plan.weights_path), logger, view],
+                listeners=[
+                    WeightKeeper(record, self._plan.weights_path),
+                    logger,
+                    PlainProgress(record, log),
+                    view,
+                ],
             )
 
             def check() -> None:
