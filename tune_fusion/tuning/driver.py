@@ -95,7 +95,8 @@ class _Search:
         self._request = request
         self._checked = checked
         self._folder = folder
-        self._fingerprint = bench.data.fingerprint
+        self._versions = versions()
+        self._commit = git_commit()
         self._bench = bench
         self._record = SearchRecord(
             name=folder.name,
@@ -161,8 +162,8 @@ class _Search:
         self._paths["layers"].write_text(json.dumps(layers, indent=2) + "\n", encoding="utf-8")
 
     def _tags(self) -> dict[str, str]:
-        tags = {f"version.{name}": version for name, version in versions().items()}
-        return tags | {"git_commit": git_commit(), "data_fingerprint": self._fingerprint}
+        tags = {f"version.{name}": version for name, version in self._versions.items()}
+        return tags | {"git_commit": self._commit, "data_fingerprint": self._bench.data.fingerprint}
 
     def _fit(self, interruption: Interruption, logger: MlflowLogger) -> _Ending:
         """Run the trials, and say how that ended."""
@@ -231,12 +232,12 @@ class _Search:
             "seed": self._plan.seed,
             "data": {
                 "name": self._plan.data.name,
-                "fingerprint": self._fingerprint,
+                "fingerprint": self._bench.data.fingerprint,
                 "train_images": len(self._bench.data.train),
                 "validation_images": len(self._bench.data.validation),
             },
-            "versions": versions(),
-            "git_commit": git_commit(),
+            "versions": self._versions,
+            "git_commit": self._commit,
             "hardware": hardware(nodes),
             "mlflow": {
                 "tracking_uri": redact(self._request.tracking_uri),
