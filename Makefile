@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: search test test-slow install clean
+.PHONY: audit search test test-chaos test-slow install clean
 
 install: .venv/.installed
 
@@ -21,10 +21,19 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos"
+
+test-chaos: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m chaos
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# By itself pip-audit is content where it could ask about nothing: --strict wants an answer for every pin.
+audit: install
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off || \
+	{ echo "make audit: there are advisories (listed above), or not every pin could be looked up: that needs" \
+	  "https://pypi.org/pypi itself, a mirror of its packages does not tell of advisories" >&2; exit 1; }
 
 clean:
 	rm -rf .venv

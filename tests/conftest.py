@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from running import Searches
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +28,11 @@ def image_folder(tmp_path):
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def searches():
+    """Starts searches as processes (`running.Searches`); what still runs is ended with the tests."""
+    running = Searches()
+    yield running
+    running.close()

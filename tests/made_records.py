@@ -1,5 +1,6 @@
 """Records of searches that never ran, for the tests of what reads records."""
 
+from tune_fusion.events import Session, SpaceAsRun
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 
 
@@ -23,6 +24,7 @@ def make_trial(number, values=(), state=TrialState.COMPLETED, *, metric="val_acc
         "epochs": [{metric: value, "train_seconds": 0.5, "eval_seconds": 0.25} for value in values],
         "ended": None if state is TrialState.RUNNING else 1008.0 + 10 * number,
     } | changes
+    fields.setdefault("times", [fields["started"] + index + 1.0 for index in range(len(fields["epochs"]))])
     return TrialRecord(number=number, state=state, **fields)
 
 
@@ -39,6 +41,32 @@ def make_single(number, values=(), state=TrialState.COMPLETED, **changes):
 
 
 def make_search(*trials, metric="val_accuracy", planned=8, **changes):
-    """A search of these trials."""
+    """A search of these trials, ended in the order of their numbers."""
     direction = "min" if metric == "val_loss" else "max"
+    open_ones = (TrialState.RUNNING, TrialState.INTERRUPTED)
+    changes.setdefault("ended", [trial.number for trial in trials if trial.state not in open_ones])
     return SearchRecord("made", "digits", metric, direction, planned, 990.0, list(trials), **changes)
+
+
+def make_session(**changes):
+    """The event that begins a session; `changes` are fields of it."""
+    fields = {
+        "search": "made",
+        "key": "0123456789abcdef" * 2,
+        "started": 990.0,
+        "host": "host",
+        "pid": 100,
+        "space": SpaceAsRun(
+            name="digits", text="search: {}\n", origin="/made.yaml", overrides=(), rehearse=False
+        ),
+        "metric": "val_accuracy",
+        "direction": "max",
+        "planned_trials": 8,
+        "fusions": True,
+        "searched_training": (),
+        "code": {"tune_fusion": "0.1.0"},
+        "commit": "abc",
+        "data": "d" * 64,
+        "tracking": "sqlite:////mlflow.db",
+    } | changes
+    return Session(**fields)

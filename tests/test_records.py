@@ -99,6 +99,16 @@ def test_the_untuned_of_an_arm_is_the_best_of_its_defaults():
     assert search.untuned("control").number == 0
 
 
+def test_elapsed_leaves_out_what_the_search_did_not_run():
+    assert make_search(paused_seconds=100.0).elapsed(1190.0) == 100.0
+
+
+def test_every_search_has_a_key_of_its_own():
+    keys = {make_search().key for _ in range(50)}
+    assert len(keys) == 50
+    assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
+
+
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (

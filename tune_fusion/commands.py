@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from tune_fusion.errors import TuneFusionError, suggest
+
+DEFAULT_OUTPUT = Path("runs")
+DEFAULT_TRACKING = "sqlite:///mlflow.db"
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +33,19 @@ class Parser(argparse.ArgumentParser):
             hint = f"; {suggest(word, known)}" if word.startswith("-") else ""
             self.error(f"unknown argument {unknown[0]!r}{hint}")
         return options
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a search's files and its log are; all commands share them."""
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=DEFAULT_TRACKING,
+        metavar="URI",
+        help="MLflow store (default: %(default)s)",
+    )
 
 
 def _is_whole(text: str) -> bool:
@@ -69,4 +87,8 @@ def run(command: str, body: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt as interrupt:
         print(f"{command}: interrupted before anything was written", file=sys.stderr)
         code = getattr(interrupt, "exit_code", 130)
+    # What is left is Python's own end: a signal has nothing to interrupt any more.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    sys.stdout.flush()
     sys.exit(code)

@@ -6,6 +6,7 @@ Plain data; it knows nothing of torch, Ray or MLflow.
 from __future__ import annotations
 
 import math
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class TrialRecord:
     state: TrialState = TrialState.RUNNING
     epochs: list[dict[str, float]] = field(default_factory=list)
     """The metrics of each epoch, in order; `EpochResult.metrics` names them."""
+    times: list[float] = field(default_factory=list)
+    """When the driver heard of each epoch, in seconds since 1970."""
+    losses: int = 0
+    """How often its worker was lost: killed, crashed or hung."""
+    infeasible: bool = False
+    """True where it failed because it does not fit into memory."""
     ended: float | None = None
     reason: str = ""
     node: str = ""
@@ -88,6 +95,16 @@ class SearchRecord:
     """False where the space has no switch layer: its ``fusion`` arm then searches single optimizers, too."""
     searched_training: tuple[str, ...] = ()
     """The ``training.`` parameters that differ between trials."""
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this search from every other one; 32 hex digits."""
+    ended: list[int] = field(default_factory=list)
+    """Numbers of the ended trials, in the order in which they ended."""
+    paused_seconds: float = 0.0
+    """Seconds between a death or interruption of the search and its resumption, in all."""
+
+    def elapsed(self, now: float) -> float:
+        """Seconds for which the search has been running until `now` (seconds since 1970)."""
+        return now - self.started - self.paused_seconds
 
     def counts(self) -> dict[str, int]:
         """Trials by state, in the order of `TrialState`."""

@@ -9,10 +9,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tune_fusion import commands
 from tune_fusion.errors import InputError
+
+if TYPE_CHECKING:
+    from tune_fusion.tuning.interruption import Interruption
+    from tune_fusion.tuning.outcome import Outcome
 
 _COMMAND = "tune_fusion.search"
 
@@ -23,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse(arguments)
     if options.list:
         return _list()
-    if options.space is None:
-        raise InputError("--space NAME or FILE is needed; --list shows what there is")
+    _check_options(options)
     if options.dry_run:
         return _dry_run(options)
     return _search(options, started)
@@ -49,15 +52,14 @@ def _parser() -> commands.Parser:
         help="any key of the space file, value as YAML",
     )
     parser.add_argument("--name", help="name of the search and its folder (default: space and time)")
+    parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s"
+        "--force", action="store_true", help="resume although space, code or data have changed"
     )
     parser.add_argument(
-        "--tracking-uri",
-        default="sqlite:///mlflow.db",
-        metavar="URI",
-        help="MLflow store (default: %(default)s)",
+        "--offline", action="store_true", help="start although the MLflow store does not answer"
     )
+    commands.add_places(parser)
     parser.add_argument(
         "--seed", type=commands.seed, metavar="N", help="seed of search and training (search.seed)"
     )
@@ -80,6 +82,19 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument("--list", action="store_true", help="show optimizers, search spaces and data sets")
     return parser
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse what does not go together."""
+    if options.resume is None:
+        if options.space is None:
+            raise InputError("--space NAME or FILE is needed; --list shows what there is")
+        if options.force:
+            raise InputError("--force goes with --resume only")
+        return
+    for name in ("name", "rehearse", "dry_run"):
+        if getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} does not go with --resume")
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
@@ -110,11 +125,24 @@ def _dry_run(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace, started: float) -> int:
+    from tune_fusion.tuning.interruption import Interruption
+
+    with Interruption() as interruption:
+        from tune_fusion.reporting.summary import summary
+
+        outcome = _outcome(options, started, interruption)
+        print(summary(outcome.record, outcome.result))
+        for problem in outcome.problems:
+            print(f"{_COMMAND}: {problem}", file=sys.stderr)
+        sys.stdout.flush()
+        return interruption.exit_code if interruption.signalled else outcome.exit_code
+
+
+def _outcome(options: argparse.Namespace, started: float, interruption: Interruption) -> Outcome:
     from tune_fusion.reporting.live import Waiting
 
     with Waiting("checking the space, reading the data, starting Ray") as waiting:
-        from tune_fusion.reporting.summary import summary
-        from tune_fusion.tuning.driver import run_search
+        from tune_fusion.tuning.finished import revisit
         from tune_fusion.tuning.preflight import Request
 
         request = Request(
@@ -123,15 +151,24 @@ def _search(options: argparse.Namespace, started: float) -> int:
             name=options.name,
             output=options.output,
             tracking_uri=options.tracking_uri,
+            offline=options.offline,
             address=options.address,
             concurrent=options.concurrent,
             rehearse=options.rehearse,
+            resume=options.resume,
+            force=options.force,
         )
-        outcome = run_search(request, started, ready=waiting.stop)
-    print(summary(outcome.record, outcome.result))
-    for problem in outcome.problems:
-        print(f"{_COMMAND}: {problem}", file=sys.stderr)
-    return outcome.exit_code
+        finished = revisit(request, options.trials)
+        if finished is not None:
+            return finished
+        from tune_fusion.tuning.driver import run_search
+
+        def ready(changes: list[str]) -> None:
+            waiting.stop()
+            if changes:
+                print(f"{_COMMAND}: goes on with what has changed:", *changes, sep="\n", file=sys.stderr)
+
+        return run_search(request, started, interruption, ready)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import importlib.util
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import tarfile
 import threading
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,13 +123,44 @@ def test_damaged_gzip_files_are_named(tmp_path, mnist_arrays, harm):
         load_data(data("mnist"), seed=0, image_size=28)
 
 
-def test_a_set_of_another_size_is_refused(tmp_path, mnist_arrays):
-    images, labels = mnist_arrays
-    write_idx(tmp_path / "data/MNIST/raw", images[:50], labels[:50])
-    with pytest.raises(
-        InputError, match="holds 50 training images and 50 labels up to 9; mnist has 60,000 in 10"
-    ):
+@pytest.mark.parametrize(
+    ("images", "labels", "holds"),
+    [
+        (50, 50, "50 training images and 50 labels up to 9"),
+        (60_000, 0, "60,000 training images and 0 labels"),
+    ],
+)
+def test_a_set_of_another_size_is_refused(tmp_path, mnist_arrays, images, labels, holds):
+    write_idx(tmp_path / "data/MNIST/raw", mnist_arrays[0][:images], mnist_arrays[1][:labels])
+    with pytest.raises(InputError, match=f"holds {holds}.*; mnist has 60,000 in 10"):
         load_data(data("mnist"), seed=0, image_size=28)
+
+
+def _shortened(whole: bytes) -> bytes:
+    return gzip.compress(b"\n".join(gzip.decompress(whole).splitlines()[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda whole: whole[:-900], "Compressed file ended before"),
+        (lambda whole: whole[:100] + b"x" * 50 + whole[150:], ""),
+        (lambda _whole: b"", "it holds a table of shape"),
+        (lambda _whole: gzip.compress(b"a,b"), "could not convert string 'a'"),
+        (_shortened, r"it holds a table of shape \(1796, 65\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:loadtxt")
+def test_a_damaged_table_of_digits_is_named(tmp_path, monkeypatch, harm, reason):
+    package = importlib.util.find_spec("sklearn")
+    whole = (Path(package.origin).parent / "datasets/data/digits.csv.gz").read_bytes()
+    copy = tmp_path / "sklearn/datasets/data/digits.csv.gz"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(harm(whole))
+    spec = SimpleNamespace(origin=str(tmp_path / "sklearn/__init__.py"))
+    monkeypatch.setattr(arrays.importlib.util, "find_spec", lambda _name: spec)
+    with pytest.raises(InputError, match=f"{copy} is damaged: {reason}.*; reinstall scikit-learn"):
+        load_data(data("digits"), seed=0, image_size=8)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +230,45 @@ def test_cifar_needs_no_test_file(tmp_path, cifar_files):
     assert images[:, 2, 0, 0].tolist() == labels.tolist()
 
 
-def test_damaged_cifar_files(tmp_path, cifar_files):
-    cifar_files["data_batch_3"] = cifar_files["data_batch_3"][:-1]
+@pytest.mark.parametrize("names", [["data_batch_3"], ["data_batch_1", "data_batch_5"], ["batches.meta"]])
+def test_damaged_cifar_files_are_named(tmp_path, cifar_files, names):
+    for name in names:
+        cifar_files[name] = cifar_files[name][:-1]
     write_files(tmp_path / "data" / "cifar-10-batches-py", cifar_files)
-    with pytest.raises(InputError, match=r"the files in data/cifar-10-batches-py are incomplete or damaged"):
+    message = rf"data/cifar-10-batches-py: missing or damaged \(MD5 differs\): {', '.join(names)}; delete"
+    with pytest.raises(InputError, match=message):
+        load_data(data("cifar10"), seed=0, image_size=32)
+
+
+class _Trap:
+    """Unpickling one makes a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "batches.meta"])
+def test_no_pickle_is_opened_but_the_original(tmp_path, cifar_files, name):
+    cifar_files[name] = pickle.dumps(_Trap())
+    write_files(tmp_path / "data" / "cifar-10-batches-py", cifar_files)
+    with pytest.raises(InputError, match=name):
+        load_data(data("cifar10"), seed=0, image_size=32)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(cifar_files[name])  # noqa: S301  (the trap would have worked)
+    assert (tmp_path / "sprung").exists()
+
+
+def test_a_cifar_file_that_may_not_be_read(tmp_path, cifar_files, monkeypatch):
+    write_files(tmp_path / "data" / "cifar-10-batches-py", cifar_files)
+    forbidden = "data/cifar-10-batches-py/data_batch_2"
+
+    def refuse(path: Path, _md5: str) -> bool:
+        if Path(path).name == "data_batch_2":
+            raise PermissionError(13, "Permission denied", forbidden)
+        return True
+
+    monkeypatch.setattr(vision.torchvision.datasets.cifar, "check_integrity", refuse)  # root may read all
+    with pytest.raises(InputError, match=f"cannot read {forbidden}: Permission denied"):
         load_data(data("cifar10"), seed=0, image_size=32)
 
 

@@ -177,12 +177,14 @@ def test_switches_resolve(switch, expected):
 @pytest.mark.parametrize(
     ("switch", "message"),
     [
-        (5, r"switch_layer 5 cannot part this model of 6 layers: it must lie in 0\.\.4 \(stem \.\. layer4\)"),
-        (-1, r"switch_layer -1 cannot part"),
-        (True, r"switch_layer True cannot part"),
-        ("fc", r"switch_layer 'fc' cannot part .* the high optimizer needs a layer above it"),
-        ("layer5", r"switch_layer 'layer5' is no layer of this model; did you mean 'layer4'\?"),
-        ("middle", r"'middle' is no layer of this model; known: all, stem, layer1, layer2, layer3, layer4$"),
+        (
+            5,
+            r"^switch_layer: switch layer 5 must lie in 0\.\.4 \(stem to layer4\) or be 'all': the model has",
+        ),
+        (
+            "middle",
+            r"^switch_layer: the model has no layer 'middle'; known: stem, layer1, layer2, layer3, .*, all$",
+        ),
     ],
 )
 def test_impossible_switches_are_refused(switch, message):
@@ -193,5 +195,5 @@ def test_impossible_switches_are_refused(switch, message):
 def test_a_model_of_one_layer_has_no_switch():
     layers = layer_map(nn.Linear(2, 2))
     assert resolve_switch(layers, "all") == "all"
-    with pytest.raises(InputError, match="single layer, so only 'all' is possible"):
+    with pytest.raises(InputError, match="single layer and cannot be split; the only switch layer is 'all'"):
         resolve_switch(layers, 0)

@@ -133,9 +133,9 @@ def test_the_lines_below_the_table():
         "best so far: trial 5, val_accuracy 0.6000: switch 1 conv2 | low adam lr 1.2e-03 | "
         "high sgd lr 3.0e-02"
     )
-    # Five trials have ended in the 100 s since the first started; three are left.
-    ends = time.strftime("%H:%M:%S", time.localtime(now + 60))
-    assert lines[2] == f"elapsed 1:50, about 1:00 left, ends near {ends}"
+    # Four trials have ended in the 100 s since the first started; the interrupted one is among those left.
+    ends = time.strftime("%H:%M:%S", time.localtime(now + 100))
+    assert lines[2] == f"elapsed 1:50, about 1:40 left, ends near {ends}"
 
 
 def test_the_lines_of_a_search_without_a_result():
@@ -145,6 +145,11 @@ def test_the_lines_of_a_search_without_a_result():
     ]
     single = make_search(make_single(0, [0.5]))
     assert status_lines(single, 1000.0)[1].plain.endswith("switch all | low adam lr 1.0e-03")
+
+
+def test_time_in_which_the_search_did_not_run_does_not_count():
+    search = make_search(*(make_trial(n, [0.5]) for n in range(2)), paused_seconds=1000.0)
+    assert status_lines(search, 2020.0)[-1].plain.startswith("elapsed 0:30, about 1:00 left")
 
 
 @pytest.mark.parametrize(

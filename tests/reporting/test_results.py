@@ -2,16 +2,17 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import make_search, make_single, make_trial
+from small_disk import small_disk
 
 from tune_fusion.records import TrialState
-from tune_fusion.reporting.results import result, trial_summary, write_result, write_trials
+from tune_fusion.reporting.results import result, trial_summary, write_results, write_trials
+from tune_fusion.runs import RunFolder
 
 STEADY = settings(derandomize=True, deadline=None, max_examples=60)
 # pandas reads carriage returns of a quoted cell as it finds them only with the newline handling off.
@@ -165,13 +166,32 @@ def test_result_of_a_search_without_a_trial():
     assert content["counts"] == {}
 
 
+def written(folder, content, search=None):
+    """What ``result.json`` holds once `content` has been written to `folder`."""
+    run = RunFolder(folder)
+    write_results(run, search or make_search(), content)
+    return json.loads(run.result.read_text(encoding="utf-8"))
+
+
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
-    path = tmp_path / "result.json"
-    write_result({"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}}, path)
-    text = path.read_text(encoding="utf-8")
+    content = {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}}
+    assert written(tmp_path, content) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+    text = (tmp_path / "result.json").read_text(encoding="utf-8")
     assert not any(word in text for word in ("NaN", "Infinity"))
-    assert json.loads(text) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
     assert text.endswith("}\n")
+
+
+def test_the_table_is_written_with_the_result(tmp_path):
+    written(tmp_path, {"first": 1}, make_search(make_trial(0, [0.5]), make_trial(1, [0.25])))
+    assert [row["trial"] for row in read(tmp_path / "trials.csv")] == ["0", "1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "trials.csv"]
+
+
+def test_a_search_without_a_trial_has_a_table_without_rows(tmp_path):
+    written(tmp_path, {})
+    assert (tmp_path / "trials.csv").read_text().splitlines() == [
+        "trial,arm,origin,state,reason,single,switch_layer,switch_layer_name"
+    ]
 
 
 @STEADY
@@ -193,52 +213,47 @@ def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
     )
 )
 def test_result_json_reads_back_as_written(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "round-trip.json"
-    write_result(content, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == content
+    folder = tmp_path_factory.getbasetemp() / "round-trip"
+    folder.mkdir(exist_ok=True)
+    assert written(folder, content) == content
 
 
 def test_a_whole_record_goes_through_json(tmp_path):
     search = make_search(make_single(0, [math.nan]), make_trial(1, [0.5]))
     content = result(search, "completed", {"path": "x"})
-    write_result(content, tmp_path / "result.json")
-    back = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    back = written(tmp_path, content, search)
     assert back.keys() == content.keys()
     assert back["counts"] == {"completed": 2}
 
 
 def test_what_cannot_be_written_leaves_the_old_file_as_it_was(tmp_path):
-    path = tmp_path / "result.json"
-    write_result({"first": 1}, path)
+    written(tmp_path, {"first": 1})
     with pytest.raises(TypeError):
-        write_result({"second": object()}, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == {"first": 1}
-    assert list(tmp_path.iterdir()) == [path]
+        written(tmp_path, {"second": object()})
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == {"first": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "trials.csv"]
 
 
-def test_a_disk_that_fills_up_leaves_no_half_result(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    write_result({"first": 1}, path)
-    whole = Path.write_text
-
-    def full(self, data, *args, **kwargs):
-        whole(self, data[: len(data) // 2], *args, **kwargs)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
-        write_result({"second": 2}, path)
-    monkeypatch.undo()
-    assert json.loads(path.read_text(encoding="utf-8")) == {"first": 1}
+def test_a_disk_that_fills_up_leaves_no_half_file(tmp_path):
+    search = make_search(*(make_trial(n, [0.5], reason="x" * 1000) for n in range(40)))
+    with small_disk(tmp_path / "disk", 64) as disk:
+        written(disk, {"first": 1}, make_search(make_trial(0, [0.5])))
+        table = (disk / "trials.csv").read_bytes()
+        # First there is no room for the result, then not even for the table.
+        with pytest.raises(OSError, match="No space"):
+            written(disk, {"second": "x" * 100_000}, make_search(make_trial(0, [0.5])))
+        with pytest.raises(OSError, match="No space"):
+            written(disk, {"third": 3}, make_search(*search.trials, *search.trials))
+        assert json.loads((disk / "result.json").read_text(encoding="utf-8")) == {"first": 1}
+        assert (disk / "trials.csv").read_bytes() == table
 
 
 def test_whoever_reads_the_old_result_reads_it_to_its_end(tmp_path):
     path, reader = tmp_path / "result.json", tmp_path / "reader"
-    write_result({"first": 1}, path)
+    written(tmp_path, {"first": 1})
     reader.hardlink_to(path)
-    write_result({"second": 2}, path)
+    assert written(tmp_path, {"second": 2}) == {"second": 2}
     assert json.loads(reader.read_text(encoding="utf-8")) == {"first": 1}
-    assert json.loads(path.read_text(encoding="utf-8")) == {"second": 2}
 
 
 def test_a_table_is_text_that_other_readers_understand(tmp_path):

@@ -11,12 +11,13 @@ FUSION = make_trial(1, [0.9])
 CONTROL = make_single(0, [0.8])
 
 
-def lines_of(search, status="completed", url=None):
+def lines_of(search, status="completed", url=None, resume=None):
     facts = {
         "wall_seconds": 61.6,
         "data": {"validation_images": 100},
         "paths": {"result": "/runs/made/result.json", "trials": "/runs/made/trials.csv"},
         "mlflow": {"ui_command": "mlflow ui --backend-store-uri sqlite:///mlflow.db", "url": url},
+        "resume_command": resume,
     }
     return summary(search, result(search, status, facts)).splitlines()
 
@@ -105,3 +106,10 @@ def test_duplicates_notes_the_defaults_and_the_address_are_told():
     assert "val_accuracy 0.7000  trial 4" in fusion
     assert "val_accuracy 0.6000  trial 3" in single
     assert lines[-1] == "           http://host/#/experiments/1"
+
+
+def test_an_unfinished_search_ends_with_the_command_that_goes_on():
+    command = "python -m tune_fusion.search --resume made"
+    for url in (None, "http://host/#/experiments/1"):
+        assert lines_of(make_search(CONTROL), "interrupted", url, command)[-1] == f"go on with  {command}"
+    assert not starting(lines_of(make_search(CONTROL, FUSION)), "go on with")

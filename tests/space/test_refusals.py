@@ -40,6 +40,7 @@ from tune_fusion.space.loading import parse_space
             "--set data.validation: needs a number > 0 and < 1 or a whole number >= 1, got 1.5",
         ),
         ("data.validation=.nan", "--set data.validation: numbers must be finite, got .nan"),
+        ("data.on_corrupt=ignore", "--set data.on_corrupt: needs one of fail, skip, got 'ignore'"),
         ("data.mean=[.inf]", "--set data.mean: numbers must be finite, got [.inf]"),
         ("data.mean=[a]", "--set data.mean: needs a list of numbers or null, got ['a']"),
         ("resources.gpu=.inf", "--set resources.gpu: numbers must be finite, got .inf"),

@@ -28,7 +28,7 @@ def test_layers_become_indices(parse, written, resolved):
         (
             "{int: [0, 3]}",
             LAYERS,
-            "switch layer 3 must lie in 0..2: the model has 4 layers (stem to head), and",
+            "switch layer 3 must lie in 0..2 (stem to blocks.1) or be 'all': the model has 4 layers, and",
         ),
         ("7", LAYERS, "switch layer 7 must lie in 0..2"),
         ("head", LAYERS, "switch layer 'head' must lie in 0..2"),

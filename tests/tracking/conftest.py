@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from searches import end_epoch, end_trial, metrics
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.tracking.changes import PARENT, Pending
 from tune_fusion.tracking.store import MlflowStore
 from tune_fusion.tracking.uri import UI_PORT, ui_command
-
-METRICS = ("train_loss", "val_loss", "val_accuracy", "low.lr", "high.lr")
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +25,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store that has its tables: making them takes seconds."""
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     with MlflowStore(f"sqlite:///{path}", "template") as store:
-        store.deliver(Pending(PARENT, name="template", started=1), None)
+        store.deliver(Pending(PARENT, "template", name="template", started=1), None)
     return path
 
 
@@ -72,12 +71,8 @@ def add_trial(record: SearchRecord) -> Callable[..., TrialRecord]:
     return add
 
 
-def metrics(value: float) -> dict[str, float]:
-    return {key: value + i for i, key in enumerate(METRICS)}
-
-
 @pytest.fixture
-def tell(add_trial: Callable[..., TrialRecord]) -> Callable[..., TrialRecord]:
+def tell(record: SearchRecord, add_trial: Callable[..., TrialRecord]) -> Callable[..., TrialRecord]:
     """Let a listener see a whole trial go by."""
     count = itertools.count(1)
 
@@ -92,9 +87,9 @@ def tell(add_trial: Callable[..., TrialRecord]) -> Callable[..., TrialRecord]:
         trial = add_trial(single=single)
         listener.trial_started(trial)
         for _ in range(epochs):
-            trial.epochs.append(metrics(next(count) / 1000))
+            end_epoch(trial, metrics(next(count) / 1000))
             listener.epoch_ended(trial)
-        trial.state, trial.reason, trial.ended = state, reason, trial.started + 50.0
+        end_trial(record, trial, state, reason)
         listener.trial_ended(trial)
         return trial
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -20,9 +20,11 @@ from mlflow.protos.databricks_pb2 import (
 from sqlalchemy.exc import OperationalError
 
 from tune_fusion.tracking import delivery as delivery_module
-from tune_fusion.tracking.changes import PARENT, Change, Pending, Point
+from tune_fusion.tracking.changes import PARENT, Change, Delivered, Pending, Point
 from tune_fusion.tracking.delivery import Delivery
 from tune_fusion.tracking.store import MlflowStore, passes
+
+KEPT = "; it is kept, deliver it later with: sync first"
 
 
 class FakeStore(MlflowStore):
@@ -41,9 +43,9 @@ class FakeStore(MlflowStore):
         self.attempts.append(run.number)
         self.fault(run)
         self.taken.append(deepcopy(run))
-        run.run_id = f"id {run.number}"
-        run.drop()
-        run.ended = None
+        run.run_id = run.run_id or f"id {run.number}"
+        run.status = run.ended[0] if run.ended else None if run.reopen else run.status
+        run.params, run.tags, run.points, run.artifacts, run.reopen, run.ended = {}, {}, [], [], False, None
 
     def points(self, number: int) -> list[Point]:
         return [point for run in self.taken if run.number == number for point in run.points]
@@ -62,8 +64,13 @@ def point(step: int) -> Point:
     return Point("val_loss", step / 10, 1000 + step, step)
 
 
-def started(store: FakeStore) -> Delivery:
-    delivery = Delivery(store)
+def make(store: MlflowStore, delivered: Mapping[int, Delivered] | None = None, **options: Any) -> Delivery:
+    quiet: dict[str, Any] = {"acknowledge": lambda delivered: None, "later": "sync first"}
+    return Delivery(store, "abc", delivered or {}, **{**quiet, **options})
+
+
+def started(store: FakeStore, **options: Any) -> Delivery:
+    delivery = make(store, **options)
     delivery.start()
     delivery.put(Change(PARENT, name="search", started=1))
     return delivery
@@ -126,7 +133,7 @@ def test_one_bad_run_holds_up_no_other() -> None:
         delivery.put(Change(number, name=f"run {number}", points=(point(1),), ended=("FINISHED", 9)))
     (problem,) = delivery.close()
     assert problem == (
-        "http://me:***@store did not take everything about 'run 1': ConnectionError: always here"
+        "http://me:***@store did not take everything about 'run 1': ConnectionError: always here" + KEPT
     )
     assert sorted(run.number for run in store.taken) == [PARENT, 0, 2, 3]
 
@@ -154,7 +161,7 @@ def test_a_store_that_refuses_the_search_itself_is_left_alone() -> None:
     for step in range(1, 50):
         delivery.put(Change(0, name="0000", points=(point(step),)))
     (problem,) = delivery.close()
-    assert problem == "nothing was logged to http://me:***@store: MlflowException: schema is too old"
+    assert problem == "nothing was logged to http://me:***@store: MlflowException: schema is too old" + KEPT
     assert store.attempts == [PARENT]
 
 
@@ -166,7 +173,7 @@ def test_close_gives_up_on_a_store_that_stays_away(timeout: float | None) -> Non
         delivery.put(Change(number, name=f"{number:04d}", points=(point(1),)))
     (problem,) = delivery.close(timeout)
     assert "did not take everything about" in problem
-    assert "and 3 more: TimeoutError: no answer" in problem
+    assert f"and 3 more: TimeoutError: no answer{KEPT}" in problem
     assert not delivery._thread.is_alive()
 
 
@@ -174,7 +181,8 @@ def test_close_gives_up_on_a_store_that_stays_away(timeout: float | None) -> Non
 def test_close_does_not_wait_for_a_call_that_never_returns(timeout: float | None) -> None:
     gate = threading.Event()
     delivery = started(FakeStore(lambda run: gate.wait(60) and None))
-    assert delivery.close(timeout) == ["http://me:***@store did not answer while the last changes were sent"]
+    silence = f"http://me:***@store did not answer while the last changes were sent{KEPT}"
+    assert delivery.close(timeout) == [silence]
     gate.set()
     delivery._thread.join(10)
 
@@ -201,8 +209,156 @@ def test_unfinished_runs_are_delivered_now_and_then(monkeypatch: pytest.MonkeyPa
     assert store.points(0) == [point(1), point(2), point(3)]
 
 
+def test_what_the_store_took_is_acknowledged_once_and_not_before() -> None:
+    fault = Fault(ConnectionRefusedError("away"))
+    store = FakeStore(fault)
+    told: list[Delivered] = []
+    delivery = started(store, acknowledge=told.append)
+    delivery.put(Change(0, name="0000", points=(point(1), point(2)), epochs=2))
+    wait_for(lambda: len(store.attempts) > 3)
+    assert told == []
+    fault.on = False
+    delivery.put(Change(0, points=(point(3),), epochs=3, ended=("KILLED", 9)))
+    wait_for(lambda: len(told) > 1)
+    delivery.put(Change(0, tags={"best": "true"}))  # nothing that a later process needs to know
+    assert delivery.close() == []
+    assert sorted(told, key=lambda known: known.run) == [
+        Delivered(PARENT, "id -1", 0, None),
+        Delivered(0, "id 0", 3, "KILLED"),
+    ]
+    assert store.taken[-1].tags == {"best": "true"}
+
+
+def test_what_cannot_be_noted_is_delivered_and_noted_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "CHILD_PAUSE", 0.01)
+    full = [OSError(28, "No space left on device")] * 2
+    told: list[Delivered] = []
+
+    def note(delivered: Delivered) -> None:
+        if full:
+            raise full.pop()
+        told.append(delivered)
+
+    store = FakeStore()
+    delivery = started(store, acknowledge=note)
+    delivery.put(Change(0, name="0000", points=(point(1),), epochs=1))
+    wait_for(lambda: not full)
+    delivery.put(Change(0, tags={"best": "true"}))
+    assert delivery.close() == []
+    assert store.points(0) == [point(1)]
+    assert told == [Delivered(0, "id 0", 1, None)]
+
+
+def test_a_run_of_an_earlier_process_goes_on() -> None:
+    known = {PARENT: Delivered(PARENT, "p", 4, "KILLED"), 7: Delivered(7, "seven", 2, "KILLED")}
+    told: list[Delivered] = []
+    store = FakeStore(lambda run: seen.append((run.number, run.key, run.run_id, run.earlier)))
+    seen: list[tuple[int, str, str | None, bool]] = []
+    delivery = make(store, known, acknowledge=told.append)
+    assert delivery.run_id(PARENT) == "p"
+    delivery.start()
+    delivery.put(Change(7, tags={"state": "running"}, reopen=True))
+    wait_for(lambda: len(told) == 1)
+    delivery.put(Change(7, points=(point(3),), epochs=3))
+    delivery.put(Change(8, name="0008"))
+    assert delivery.close() == []
+    assert seen == [
+        (7, "abc-0007", "seven", True),
+        (7, "abc-0007", "seven", True),
+        (8, "abc-0008", None, False),
+    ]
+    assert told == [
+        Delivered(7, "seven", 2, None),
+        Delivered(7, "seven", 3, None),
+        Delivered(8, "id 8", 0, None),
+    ]
+
+
+def test_refused_points_are_never_taken_for_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(run: Pending) -> None:
+        if point(2) in run.points:
+            raise MlflowException("no such key", INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(delivery_module, "CHILD_PAUSE", 0.01)
+    told: list[Delivered] = []
+    store = FakeStore(fault)
+    delivery = started(store, acknowledge=told.append)
+    delivery.put(Change(0, name="0000", points=(point(1),), epochs=1))
+    wait_for(lambda: len(told) == 2)
+    delivery.put(Change(0, points=(point(2),), epochs=2))
+    wait_for(lambda: bool(delivery._problems))
+    delivery.put(Change(0, points=(point(3),), epochs=3, ended=("FINISHED", 9)))
+    (problem,) = delivery.close()
+    assert "refused a part of run '0000'" in problem
+    assert told[1:] == [Delivered(0, "id 0", 1, None), Delivered(0, "id 0", 1, "FINISHED")]
+
+
+def test_the_search_ends_in_the_store_after_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "CHILD_PAUSE", 3600.0)
+    store = FakeStore()
+    delivery = started(store)
+    delivery.put(Change(0, name="0000", points=(point(1),)))
+    delivery.put(Change(PARENT, ended=("FINISHED", 9)))
+    delivery.put(Change(1, name="0001", points=(point(1),)))
+    wait_for(lambda: len(store.taken) == 3)  # without waiting for the pauses of unfinished runs
+    assert delivery.close() == []
+    assert store.attempts[-1] == PARENT
+    assert store.taken[-1].ended == ("FINISHED", 9)
+
+
+def test_the_search_does_not_end_in_the_store_while_something_is_missing() -> None:
+    store = FakeStore(Fault(ConnectionError("always here"), of={1}))
+    told: list[Delivered] = []
+    delivery = started(store, acknowledge=told.append)
+    for number in range(3):
+        delivery.put(Change(number, name=f"run {number}", ended=("FINISHED", 9)))
+    delivery.put(Change(PARENT, ended=("FINISHED", 9)))
+    (problem,) = delivery.close()
+    assert "everything about 'search', 'run 1'" in problem or "everything about 'run 1', 'search'" in problem
+    assert {known.run: known.status for known in told}.get(PARENT) is None
+    assert {known.run for known in told if known.status == "FINISHED"} == {0, 2}
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_offline_a_store_that_never_answered_gets_one_more_chance(
+    offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "FIRST_RETRY", 60.0)
+    monkeypatch.setattr(delivery_module, "LAST_RETRY", 60.0)
+    store = FakeStore(Fault(ConnectionRefusedError("away")))
+    delivery = started(store, offline=offline)
+    wait_for(lambda: len(store.attempts) == 1)
+    (problem,) = delivery.close()
+    assert "did not take everything about 'search'" in problem
+    assert len(store.attempts) == 2 if offline else len(store.attempts) > 2
+
+
+def test_offline_a_store_that_has_answered_is_waited_for() -> None:
+    fault = Fault(ConnectionRefusedError("away"))
+    fault.on = False
+    store = FakeStore(fault)
+    delivery = started(store, offline=True)
+    wait_for(lambda: bool(store.taken))
+    fault.on = True
+    delivery.put(Change(0, name="0000", ended=("FINISHED", 9)))
+    wait_for(lambda: len(store.attempts) > 2)
+    closing = threading.Timer(0.1, lambda: setattr(fault, "on", False))
+    closing.start()
+    assert delivery.close() == []
+    closing.join()
+
+
+def test_no_problem_shows_the_password() -> None:
+    store = FakeStore(
+        Fault(ConnectionError("login of ('me', 'secret') refused by http://me:secret@store/api"))
+    )
+    (problem,) = started(store).close()
+    assert "secret" not in problem
+    assert "login of ('me', '***') refused by http://me:***@store/api" in problem
+
+
 def test_closed_before_it_started_or_twice() -> None:
-    assert Delivery(FakeStore()).close() == []
+    assert make(FakeStore()).close() == []
     delivery = started(FakeStore())
     assert delivery.close() == []
     assert delivery.close() == []
@@ -234,6 +390,7 @@ class Entered(MlflowStore):
     """Shows what is set while a store is in use."""
 
     def deliver(self, run: Pending, parent: Pending | None) -> None:
+        run.run_id = "1"
         self.seen = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_HTTP")}
 
 
@@ -242,7 +399,7 @@ def test_mlflow_settings_are_those_of_the_user_and_taken_back(monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     before = dict(os.environ)
     store = Entered("http://store", "experiment")
-    delivery = Delivery(store)
+    delivery = make(store)
     delivery.start()
     delivery.put(Change(PARENT, name="search"))
     assert delivery.close() == []

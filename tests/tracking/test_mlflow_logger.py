@@ -1,42 +1,23 @@
 from __future__ import annotations
 
-import json
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from searches import doubled, end_epoch, end_trial, make_logger, rows, runs
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
-from tune_fusion.tracking.mlflow_logger import BestModel, MlflowLogger, run_name
+from tune_fusion.tracking.mlflow_logger import BestModel
 from tune_fusion.tracking.store import MlflowStore
 
+MODEL_FILES = ("weights.safetensors", "config.json", "signature.json")
 TAGS = {"git_commit": "abc123", "version.torch": "2.13.0"}
-
-
-def runs(uri: str) -> tuple[Run, list[Run]]:
-    """The parent run of the only search in the store, and its children in the order of their trials."""
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("digits")
-    found = client.search_runs([experiment.experiment_id], max_results=1000)
-    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
-    assert len(parents) == 1
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parents[0].info.run_id}
-    return parents[0], sorted(children, key=lambda run: int(run.data.tags["trial"]))
-
-
-def rows(database: Path, query: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
 
 
 def artifacts(uri: str, run: Run, folder: str | None = None) -> set[str]:
@@ -44,9 +25,11 @@ def artifacts(uri: str, run: Run, folder: str | None = None) -> set[str]:
 
 
 def best_model(trial: TrialRecord, folder: Path) -> BestModel:
-    weights = folder / "best.safetensors"
-    weights.write_bytes(b"weights")
-    return BestModel(trial.number, weights, np.zeros((2, 1, 8, 8), np.float32), np.zeros((2, 10), np.float32))
+    (folder / "model").mkdir()
+    files = [folder / "model" / name for name in MODEL_FILES]
+    for file in files:
+        file.write_text(f"content of {file.name}")
+    return BestModel(trial.number, files)
 
 
 def test_a_whole_search(
@@ -55,7 +38,7 @@ def test_a_whole_search(
     space, layers, table = (tmp_path / name for name in ("space.yaml", "layers.json", "trials.csv"))
     for file in (space, layers, table):
         file.write_text(f"content of {file.name}")
-    logger = MlflowLogger(uri, record, tags=TAGS, files=[space, layers])
+    logger = make_logger(uri, record, tags=TAGS, files=[space, layers])
     logger.start()
     tell(logger, TrialState.COMPLETED, single=True)
     tell(logger, TrialState.STOPPED, epochs=1)
@@ -71,8 +54,11 @@ def test_a_whole_search(
     assert logger.url == f"http://127.0.0.1:5000/#/experiments/{logger.experiment_id}/runs/{logger.run_id}"
     assert (parent.info.run_name, parent.info.status) == ("first", "FINISHED")
     assert parent.info.start_time == 1_700_000_000_000
-    assert parent.data.params == {"metric": "val_accuracy", "direction": "max", "trials": "4"}
-    assert parent.data.tags.items() >= {**TAGS, "space": "digits", "state": "completed"}.items()
+    assert parent.data.params == {"metric": "val_accuracy", "direction": "max"}
+    assert (
+        parent.data.tags.items()
+        >= {**TAGS, "space": "digits", "state": "completed", "planned_trials": "4"}.items()
+    )
     assert parent.data.tags["best_trial"] == str(best.number)
     assert parent.data.metrics["best_value"] == record.value(best)
     assert parent.data.metrics["best_single_value"] == record.value(record.trials[0])
@@ -113,13 +99,11 @@ def test_a_whole_search(
     winner = children[-1]
     assert [run.data.tags.get("best") for run in children] == [None] * 5 + ["true"]
     assert [bool(artifacts(uri, run)) for run in children] == [False] * 5 + [True]
-    names = {f"model/{name}" for name in ("weights.safetensors", "config.json", "signature.json")}
-    assert artifacts(uri, winner, "model") == names
+    assert artifacts(uri, winner, "model") == {f"model/{name}" for name in MODEL_FILES}
     stored = database.parent / "mlartifacts" / "digits" / winner.info.run_id / "artifacts" / "model"
-    assert (stored / "weights.safetensors").read_bytes() == b"weights"
-    assert json.loads((stored / "config.json").read_text()) == best.configuration
-    signature = json.loads((stored / "signature.json").read_text())
-    assert json.loads(signature["inputs"])[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
+    assert {file.name: file.read_text() for file in stored.iterdir()} == {
+        name: f"content of {name}" for name in MODEL_FILES
+    }
 
     expected = {
         (run.info.run_id, key, epoch + 1, value)
@@ -130,14 +114,14 @@ def test_a_whole_search(
     stored_rows = rows(database, "SELECT run_uuid, key, step, value FROM metrics WHERE key NOT LIKE 'best_%'")
     assert expected <= set(stored_rows)
     assert len([row for row in stored_rows if row[0] != parent.info.run_id]) == len(expected)
-    assert rows(database, "SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1") == []
+    assert doubled(database) == []
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("interrupted", "KILLED"), ("failed", "FAILED")])
 def test_a_search_that_did_not_complete(
     uri: str, record: SearchRecord, tell: Callable[..., TrialRecord], outcome: str, status: str
 ) -> None:
-    logger = MlflowLogger(uri, record, tags={})
+    logger = make_logger(uri, record)
     logger.start()
     tell(logger, TrialState.INTERRUPTED, epochs=0)
     logger.search_ended(outcome, artifacts=[], best=None)
@@ -152,7 +136,7 @@ def test_a_search_that_did_not_complete(
 def test_nothing_is_lost_when_closed_right_after_many_events(
     uri: str, database: Path, record: SearchRecord, tell: Callable[..., TrialRecord]
 ) -> None:
-    logger = MlflowLogger(uri, record, tags=TAGS)
+    logger = make_logger(uri, record, tags=TAGS)
     logger.start()
     for _ in range(5):
         tell(logger, epochs=100)
@@ -171,15 +155,17 @@ def test_nothing_is_lost_when_closed_right_after_many_events(
 def test_an_epoch_told_twice_or_late_is_logged_once(
     uri: str, database: Path, record: SearchRecord, add_trial: Callable[..., TrialRecord]
 ) -> None:
-    logger = MlflowLogger(uri, record, tags={})
+    logger = make_logger(uri, record)
     logger.start()
     trial = add_trial()
     logger.trial_started(trial)
-    trial.epochs += [{"val_accuracy": 0.5}, {"val_accuracy": 0.6}]
+    end_epoch(trial, {"val_accuracy": 0.5})
+    end_epoch(trial, {"val_accuracy": 0.6})
     logger.epoch_ended(trial)
     logger.epoch_ended(trial)
-    trial.epochs.append({"val_accuracy": 0.4, "val_loss": float("nan"), "train_loss": float("inf")})
-    trial.state = TrialState.DIVERGED
+    end_epoch(trial, {"val_accuracy": 0.4, "val_loss": float("nan"), "train_loss": float("inf")})
+    end_trial(record, trial, TrialState.DIVERGED)
+    logger.epoch_ended(trial)
     logger.trial_ended(trial)
     assert logger.close() == []
     logged = rows(database, "SELECT key, step, value FROM metrics WHERE key != 'best_value' ORDER BY 1, 2")
@@ -197,11 +183,11 @@ def test_what_is_told_is_copied(
     changed = threading.Event()
     connect = MlflowStore._connect
     monkeypatch.setattr(MlflowStore, "_connect", lambda store: (changed.wait(60), connect(store))[1])
-    logger = MlflowLogger(uri, record, tags={})
+    logger = make_logger(uri, record)
     logger.start()
     trial = add_trial()
     logger.trial_started(trial)
-    trial.epochs.append({"val_accuracy": 0.5})
+    end_epoch(trial, {"val_accuracy": 0.5})
     logger.epoch_ended(trial)
     trial.parameters["low.lr"] = 99.0
     trial.epochs[0]["val_accuracy"] = 99.0
@@ -215,11 +201,11 @@ def test_what_is_told_is_copied(
 def test_a_running_trial_can_be_watched(
     uri: str, record: SearchRecord, add_trial: Callable[..., TrialRecord]
 ) -> None:
-    logger = MlflowLogger(uri, record, tags={})
+    logger = make_logger(uri, record)
     logger.start()
     trial = add_trial()
     logger.trial_started(trial)
-    trial.epochs.append({"val_accuracy": 0.5})
+    end_epoch(trial, {"val_accuracy": 0.5})
     logger.epoch_ended(trial)
     client = MlflowClient(uri)
     for _ in range(300):
@@ -230,9 +216,9 @@ def test_a_running_trial_can_be_watched(
         time.sleep(0.1)
     assert found[0].info.status == "RUNNING"
     assert found[0].data.metrics == {"val_accuracy": 0.5}
-    trial.epochs.append({"val_accuracy": 0.7})
+    end_epoch(trial, {"val_accuracy": 0.7})
     logger.epoch_ended(trial)
-    trial.state = TrialState.COMPLETED
+    end_trial(record, trial, TrialState.COMPLETED)
     logger.trial_ended(trial)
     assert logger.close() == []
     history = client.get_metric_history(found[0].info.run_id, "val_accuracy")
@@ -243,8 +229,8 @@ def test_two_searches_share_an_experiment_and_a_deleted_one_comes_back(
     uri: str, record: SearchRecord, tell: Callable[..., TrialRecord]
 ) -> None:
     for name in ("one", "two"):
-        record.name = name
-        logger = MlflowLogger(uri, record, tags={})
+        record.name = record.key = name
+        logger = make_logger(uri, record)
         logger.start()
         logger.search_ended("completed", artifacts=[], best=None)
         assert logger.close() == []
@@ -262,7 +248,7 @@ def test_artifacts_lie_beside_a_database_with_an_odd_path(
     (odd / "mlflow.db").write_bytes(template.read_bytes())
     (tmp_path / "space.yaml").write_text("model: {}")
     monkeypatch.chdir(odd)
-    logger = MlflowLogger("sqlite:///mlflow.db", record, tags={}, files=[tmp_path / "space.yaml"])
+    logger = make_logger("sqlite:///mlflow.db", record, tags={}, files=[tmp_path / "space.yaml"])
     monkeypatch.chdir(tmp_path)
     logger.start()
     assert logger.close() == []
@@ -274,7 +260,7 @@ def test_artifacts_lie_beside_a_database_with_an_odd_path(
 def test_a_missing_file_is_a_problem_and_costs_only_itself(
     uri: str, tmp_path: Path, record: SearchRecord, tell: Callable[..., TrialRecord]
 ) -> None:
-    logger = MlflowLogger(uri, record, tags={})
+    logger = make_logger(uri, record)
     logger.start()
     tell(logger)
     logger.search_ended("completed", artifacts=[tmp_path / "missing.csv"], best=None)
@@ -285,28 +271,20 @@ def test_a_missing_file_is_a_problem_and_costs_only_itself(
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 
-@pytest.mark.parametrize(
-    ("single", "switch", "name"),
-    [(False, 3, "0000 adam|sgd @3"), (False, "all", "0000 adam|sgd @all"), (True, "all", "0000 adam")],
-)
-def test_run_name(add_trial: Callable[..., TrialRecord], single: bool, switch: object, name: str) -> None:
-    trial = add_trial(single=single)
-    trial.parameters["switch_layer"] = switch
-    assert run_name(trial) == name
-
-
 SEARCH = """
 import sys, time
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.tracking.mlflow_logger import MlflowLogger
 record = SearchRecord(sys.argv[2], "digits", "val_accuracy", "max", 1, time.time())
-logger = MlflowLogger(sys.argv[1], record, tags={})
+logger = MlflowLogger(sys.argv[1], record, tags={}, later="")
 logger.start()
 trial = TrialRecord(0, "fusion", "sampled", {}, {"low.optimizer": "adam"}, "", True, 1, time.time())
 record.trials.append(trial)
 logger.trial_started(trial)
 trial.epochs.append({"val_accuracy": 0.5})
-trial.state = TrialState.COMPLETED
+trial.times.append(time.time())
+trial.state, trial.ended = TrialState.COMPLETED, time.time()
+record.ended.append(0)
 logger.trial_ended(trial)
 logger.search_ended("completed", artifacts=[], best=None)
 problems = logger.close()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import socket
-import sqlite3
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from searches import LATER, doubled, make_logger, rows
 
 from tune_fusion.errors import InputError
 from tune_fusion.records import SearchRecord, TrialRecord
-from tune_fusion.tracking.mlflow_logger import BestModel, MlflowLogger, check_tracking
+from tune_fusion.tracking.changes import PARENT, Pending, Point
+from tune_fusion.tracking.mlflow_logger import BestModel, check_tracking
+from tune_fusion.tracking.store import MlflowStore
 
 
 def test_a_search_outlives_its_server_and_another_is_seen_on_it(
@@ -29,11 +29,11 @@ def test_a_search_outlives_its_server_and_another_is_seen_on_it(
     tell: Callable[..., TrialRecord],
 ) -> None:
     record.space = "served"
-    space, weights = tmp_path / "space.yaml", tmp_path / "best.safetensors"
+    space, weights = tmp_path / "space.yaml", tmp_path / "weights.safetensors"
     space.write_text("model: {}")
     weights.write_bytes(b"weights")
     check_tracking(server.url)
-    logger = MlflowLogger(server.url, record, tags={"git_commit": "abc"}, files=[space])
+    logger = make_logger(server.url, record, tags={"git_commit": "abc"}, files=[space])
     logger.start()
     for _ in range(3):
         tell(logger)
@@ -44,8 +44,7 @@ def test_a_search_outlives_its_server_and_another_is_seen_on_it(
     with pytest.raises(InputError, match="cannot be reached"):
         check_tracking(server.url)
     best = [tell(logger) for _ in range(3)][-1]
-    model = BestModel(best.number, weights, np.zeros((1, 1, 8, 8)), np.zeros((1, 10)))
-    logger.search_ended("completed", artifacts=[], best=model)
+    logger.search_ended("completed", artifacts=[], best=BestModel(best.number, [weights]))
 
     server.start()
     assert logger.close() == []
@@ -62,17 +61,12 @@ def test_a_search_outlives_its_server_and_another_is_seen_on_it(
             (epoch, values["val_loss"]) for epoch, values in enumerate(trial.epochs, 1)
         ]
         files = {file.path for file in client.list_artifacts(run.info.run_id, "model")}
-        names = {"weights.safetensors", "config.json", "signature.json"} if trial is best else set()
-        assert files == {f"model/{name}" for name in names}
+        assert files == ({"model/weights.safetensors"} if trial is best else set())
     assert [file.path for file in client.list_artifacts(logger.run_id)] == ["space.yaml"]
     assert not (database.parent / "mlartifacts").exists()
-    with closing(sqlite3.connect(database)) as connection:
-        doubled = connection.execute(
-            "SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING count(*) > 1"
-        ).fetchall()
-    assert doubled == []
+    assert doubled(database) == []
 
-    direct = MlflowLogger(uri, SearchRecord("d", "direct", "val_loss", "min", 1, 1.0), tags={}, files=[space])
+    direct = make_logger(uri, SearchRecord("d", "direct", "val_loss", "min", 1, 1.0), files=[space])
     direct.start()
     assert direct.close() == []
     shown = f"{server.url}/get-artifact?path=space.yaml&run_uuid={direct.run_id}"
@@ -80,15 +74,28 @@ def test_a_search_outlives_its_server_and_another_is_seen_on_it(
         assert answer.read() == b"model: {}"
 
 
+def test_the_same_point_at_the_same_time_is_stored_once(server: Any, database: Path) -> None:
+    """As after an answer that was lost; values that are hard to write in decimals among them."""
+    points = [Point(key, 1 / (3 + step), 10 + step, step) for key in ("a", "b") for step in range(1, 50)]
+    parent = Pending(PARENT, "abc", name="search", started=1)
+    with MlflowStore(server.url, "digits") as store:
+        for sent in (points[:60], points[40:], points):
+            store.deliver(parent, None)
+            store.deliver(Pending(0, "abc", run_id=parent.run_id, points=list(sent)), parent)
+    stored = rows(database, "SELECT key, value, timestamp, step FROM metrics")
+    assert sorted(stored) == sorted((point.key, point.value, point.at, point.step) for point in points)
+
+
 def test_a_server_that_stays_away_is_given_up(record: SearchRecord, tell: Callable[..., TrialRecord]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    logger = MlflowLogger(url, record, tags={})
+    logger = make_logger(url, record)
     logger.start()
     tell(logger)
     logger.search_ended("completed", artifacts=[], best=None)
     (problem,) = logger.close(timeout=2.0)
     assert problem.startswith(f"{url} did not take everything about '")
     assert "refused" in problem
+    assert problem.endswith(f"; it is kept, deliver it later with: {LATER}")
     assert logger.url is None

@@ -260,6 +260,25 @@ def test_redact(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:p%40ss/wxyz@host/runs",
+        "http://me:p%40ss/wxyz@host",
+        "mysql://host/runs?user=me&password=p%40ss/wxyz",
+    ],
+)
+@pytest.mark.parametrize("shown", ["p%40ss/wxyz", "p@ss/wxyz"])
+def test_a_password_is_hidden_outside_its_uri_too(uri: str, shown: str) -> None:
+    assert redact(f"no such user ('me', '{shown}')", uri) == "no such user ('me', '***')"
+    assert redact(uri, uri).count("***") == 1
+    assert "wxyz" not in redact(uri, uri)
+
+
+def test_a_short_password_spoils_no_words() -> None:
+    assert redact("a bad host: http://me:a@host", "http://me:a@host") == "a bad host: http://me:***@host"
+
+
 @given(
     st.text(
         st.characters(codec="ascii", exclude_characters=" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"), min_size=1

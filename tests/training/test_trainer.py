@@ -1,9 +1,12 @@
+import functools
+import io
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from tune_fusion.optim.registry import OPTIMIZERS
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
 from tune_fusion.training.metrics import Evaluation, Evaluator
@@ -214,3 +217,132 @@ def test_validation_metrics_of_a_diverged_epoch_are_left_out(bench, monkeypatch)
     assert result.diverged
     assert not any(name.startswith("val_") for name in result.metrics)
     assert math.isfinite(result.metrics["train_loss"])
+
+
+def same_bits(first, second):
+    """Whether two nested states are equal to the bit, memory layout included; NaN equals NaN."""
+    if isinstance(first, torch.Tensor):
+        layouts = [(t.dtype, t.shape, t.stride()) for t in (first, second)]
+        return layouts[0] == layouts[1] and first.numpy().tobytes() == second.numpy().tobytes()
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same_bits(v, second[k]) for k, v in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same_bits, first, second))
+    return type(first) is type(second) and first == second
+
+
+def renewed(trainer):
+    """What another process makes of the trainer's state: a new workbench, with the images already read."""
+    old = trainer.bench
+    bench = Workbench(old.model_settings, old.data_settings, old.seed, old.device)
+    vars(bench)["data"] = old.data
+    file = io.BytesIO()
+    torch.save(trainer.state_dict(), file)
+    file.seek(0)
+    other = Trainer(bench, trainer.configuration)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+def check_continuation(bench, configuration):
+    """Train straight, and again from a saved state after each epoch: all must be equal, bit for bit."""
+    trainer = Trainer(bench, configuration)
+    metrics, states = [], []
+    while not trainer.finished:
+        metrics += history_of_one(trainer)
+        file = io.BytesIO()
+        torch.save(trainer.state_dict(), file)
+        states.append(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    continued = Trainer(bench, configuration)
+    for expected, state in zip(metrics, states, strict=True):
+        assert history_of_one(continued) == [expected]
+        assert same_bits(continued.state_dict(), state)
+        continued = renewed(continued)
+        assert same_bits(continued.state_dict(), state)
+    assert continued.finished
+    return states
+
+
+def history_of_one(trainer):
+    result = trainer.run_epoch()
+    assert not result.diverged
+    return [{k: v for k, v in result.metrics.items() if "second" not in k}]
+
+
+@pytest.fixture(scope="module")
+def small_bench():
+    settings = DataSettings(name="digits", validation=64, limit=160, augment="crop_flip")
+    return Workbench(ModelSettings(name="lenet5"), settings, 0, CPU)
+
+
+@pytest.mark.parametrize("low", OPTIMIZERS)
+def test_every_optimizer_continues_bit_for_bit_in_either_half(small_bench, low):
+    names = list(OPTIMIZERS)
+    high = names[names.index(low) - 1]
+    training = {"batch_size": 32, "schedule": "cosine", "clip_norm": 1.0, "weight_decay": None}
+    momentum = {name: {"momentum": 0.9} for name in ("sgd", "rmsprop")}
+    states = check_continuation(
+        small_bench,
+        fusion(
+            OptimizerChoice(low, momentum.get(low, {})),
+            OptimizerChoice(high, momentum.get(high, {})),
+            **training,
+        ),
+    )
+    assert states[0]["optimizer"]["state"]
+    assert not same_bits(states[0]["model"], states[1]["model"])
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"precision": "float16", "schedule": "step", "step_epochs": 2},
+        {"precision": "float16", "clip_norm": 0.5},
+        {"precision": "bfloat16", "channels_last": True},
+        {"label_smoothing": 0.1, "batch_size": 159},
+    ],
+)
+def test_every_way_to_train_continues_bit_for_bit(small_bench, training, monkeypatch):
+    # A scale that grows after every third step, instead of every two thousandth.
+    quick = functools.partial(torch.amp.GradScaler, init_scale=2.0**17, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", quick)
+    hn_adam = OptimizerChoice("hn_adam", {"lr": 1e-3, "lambda0": 2.2})
+    states = check_continuation(small_bench, fusion(low=hn_adam, **{"batch_size": 32, **training}))
+    if training.get("precision") == "float16":
+        first, second = (state["scaler"] for state in states[:2])
+        assert first["scale"] != 2.0**17
+        assert first != second
+
+
+@pytest.mark.parametrize("model", ["alexnet_cifar", "hn_mnist_cnn", "test_efficientnet"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batch_norm_and_dropout_continue_bit_for_bit(model, channels_last):
+    settings = DataSettings(name="digits", validation=32, limit=96, image_size=32)
+    settings = settings.model_copy(update={"image_size": None}) if model == "hn_mnist_cnn" else settings
+    bench = Workbench(ModelSettings(name=model), settings, 3, CPU)
+    check_continuation(bench, fusion(batch_size=32, epochs=2, channels_last=channels_last))
+
+
+def test_what_a_model_needs_to_continue_is_there(small_bench):
+    noisy = Workbench(ModelSettings(name="alexnet_cifar"), small_bench.data_settings, 0, CPU)
+    assert any("running_mean" in name for name in noisy.model.state_dict())
+    dropping = Workbench(ModelSettings(name="hn_mnist_cnn"), small_bench.data_settings, 0, CPU)
+    assert any(isinstance(module, nn.Dropout) and module.p > 0 for module in dropping.model.modules())
+
+
+def test_one_optimizer_for_every_layer_continues_bit_for_bit(small_bench):
+    check_continuation(small_bench, fusion(switch="all", high=None, schedule="cosine"))
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(small_bench):
+    state = Trainer(small_bench, fusion(compile=True)).state_dict()
+    assert state["model"].keys() == small_bench.model.state_dict().keys()
+
+
+def test_a_state_of_another_seed_or_optimizer_is_refused(small_bench):
+    state = Trainer(small_bench, fusion()).state_dict()
+    other = Trainer(make_bench(seed=1), fusion())
+    with pytest.raises(ValueError, match="of seed 0, the workbench has 1"):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="build it as the saved one was built"):
+        Trainer(small_bench, fusion(low=SGD)).load_state_dict(state)

@@ -7,6 +7,7 @@ import torch
 
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
+from tune_fusion.training.checkpoint import newest_checkpoint, save_checkpoint
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench, pick_device
 
@@ -70,3 +71,24 @@ def test_models_train_on_the_gpu(model):
     assert math.isfinite(
         train(make_bench(model), epochs=1, low="hn_adam_root", precision="bfloat16")[0]["val_loss"]
     )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_trainer_continues_on_the_gpu_from_a_checkpoint(tmp_path, precision):
+    configuration = Configuration(
+        1,
+        OptimizerChoice("hn_adam_root", {"lr": 1e-3}),
+        OptimizerChoice("sgd", {"lr": 0.05, "momentum": 0.9}),
+        TrainingSettings(epochs=3, batch_size=64, precision=precision, schedule="cosine"),
+    )
+    straight = Trainer(make_bench(), configuration)
+    save_checkpoint(tmp_path, 1, {"trainer": (straight.run_epoch(), straight.state_dict())[1]})
+    continued = Trainer(make_bench(), configuration)
+    continued.load_state_dict(newest_checkpoint(tmp_path, lambda state: True)["trainer"])
+    for _ in range(2):
+        expected, result = straight.run_epoch().metrics, continued.run_epoch().metrics
+        assert result["low.lr"] == expected["low.lr"]
+        # Sums on a GPU have no fixed order, so the last bits differ.
+        assert result["train_loss"] == pytest.approx(expected["train_loss"], rel=0.01)
+    for parameter, state in continued.optimizer.state.items():
+        assert {value.device for value in state.values()} == {parameter.device}

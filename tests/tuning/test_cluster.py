@@ -1,6 +1,16 @@
+import ipaddress
+import json
+import os
 import re
+import shutil
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
+import time
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -196,11 +206,203 @@ def test_ray_is_shut_down_whatever_happens_inside(ray_unused, monkeypatch, addre
 
 
 def test_settings_of_the_user_win_over_ours(ray_unused, monkeypatch):
-    import os
-
     monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
     monkeypatch.delenv("RAY_AIR_NEW_OUTPUT", raising=False)
     with pytest.raises(InputError), connected("nonsense"):
         pass
     assert os.environ["RAY_DEDUP_LOGS"] == "1"
     assert os.environ["RAY_AIR_NEW_OUTPUT"] == "0"
+
+
+# Connects, lets two workers do what the commands on standard input say, and tells of the pids.
+DRIVER = """
+import json, os, sys, time
+import ray
+from tune_fusion.tuning.cluster import connected, disconnect
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def pid(self):
+        return os.getpid()
+    def work(self):
+        time.sleep(300)
+
+def say(**words):
+    print(json.dumps(words), flush=True)
+
+with connected(sys.argv[1]):
+    workers = [Worker.remote() for _ in range(2)]
+    pids = ray.get([worker.pid.remote() for worker in workers])
+    tasks = [worker.work.remote() for worker in workers]
+    say(workers=pids, address=ray.get_runtime_context().gcs_address)
+    for command in sys.stdin:
+        if command == "disconnect\\n":
+            disconnect()
+            say()
+        if command == "lose\\n":
+            try:
+                ray.get(tasks)
+            except ray.exceptions.ActorDiedError:
+                say(lost=True)
+        if command == "leave\\n":
+            break
+say(left=True)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """Starts `DRIVER`; returns the process and what it said first."""
+    # Ray's sockets lie in this folder and their paths must be short.
+    ray_folder = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
+    started = []
+
+    def start(address="local"):
+        environment = {**os.environ, "RAY_TMPDIR": ray_folder, "RAY_AUTH_MODE": "disabled"}
+        environment.pop("RAY_ADDRESS", None)
+        with (tmp_path / f"errors{len(started)}").open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, address],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process, heard(process)
+
+    yield start
+    for process in reversed(started):
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def heard(process):
+    return json.loads(process.stdout.readline())
+
+
+def tell(process, command):
+    process.stdin.write(command + "\n")
+    process.stdin.flush()
+
+
+def family(process):
+    """The processes below this one."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def lives(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def survivors(processes):
+    """Those that are still there after a while in which all should have gone."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(map(lives, processes)):
+        time.sleep(0.1)
+    return [process for process in processes if lives(process)]
+
+
+def names(processes):
+    return {process.name() for process in processes}
+
+
+def test_everything_of_our_own_ray_listens_on_loopback_only(driver):
+    process, _ = driver()
+    listening = {}
+    for each in [psutil.Process(process.pid), *family(process)]:
+        for connection in each.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
+                listening.setdefault(each.name(), []).append(ipaddress.ip_address(connection.laddr.ip))
+    assert {"gcs_server", "raylet"} <= listening.keys()
+    assert len(listening) >= 4  # the driver and the workers, too
+    for name, addresses in listening.items():
+        for address in addresses:
+            plain = getattr(address, "ipv4_mapped", None) or address
+            assert plain.is_loopback, f"{name} listens on {address}"
+
+
+def test_ray_gets_no_signal_that_is_sent_to_our_group(driver):
+    process, _ = driver()
+    assert {"gcs_server", "raylet"} <= names(family(process))
+    assert os.getpgid(process.pid) not in {os.getpgid(each.pid) for each in family(process)}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_nothing_of_our_own_ray_outlives_a_killed_driver(driver, stopped):
+    process, said = driver()
+    processes = family(process)
+    assert {"gcs_server", "raylet"} <= names(processes)
+    assert set(said["workers"]) <= {each.pid for each in processes}
+    if stopped:
+        os.kill(said["workers"][0], signal.SIGSTOP)
+    process.kill()
+    assert survivors(processes) == []
+
+
+def test_nor_one_that_is_killed_while_ray_starts(driver, tmp_path):
+    body = "from tune_fusion.tuning.cluster import connected\nwith connected('local'):\n    pass"
+    process = subprocess.Popen(
+        [sys.executable, "-c", body], env={**os.environ, "RAY_TMPDIR": str(tmp_path)}, start_new_session=True
+    )
+    try:
+        while "gcs_server" not in names(family(process)):
+            time.sleep(0.02)
+            assert process.poll() is None
+        processes = family(process)
+    finally:
+        process.kill()
+        process.wait()
+    assert survivors(processes) == []
+
+
+def test_nor_the_block_in_which_it_was_connected(driver):
+    process, said = driver()
+    processes = family(process)
+    os.kill(said["workers"][0], signal.SIGSTOP)
+    tell(process, "leave")
+    assert heard(process) == {"left": True}
+    # At once, for the shell's prompt must not come back before they are gone.
+    assert [each for each in processes if lives(each)] == []
+    assert process.wait() == 0
+
+
+def test_to_disconnect_ends_the_workers_and_leaves_the_block_as_it_is(driver):
+    process, said = driver()
+    workers = [psutil.Process(pid) for pid in said["workers"]]
+    tell(process, "disconnect")
+    assert heard(process) == {}
+    assert survivors(workers) == []
+    tell(process, "leave")
+    assert heard(process) == {"left": True}
+    assert process.wait() == 0
+
+
+def test_a_worker_that_dies_is_no_news_for_our_output(driver, tmp_path):
+    process, said = driver()
+    os.kill(said["workers"][0], signal.SIGKILL)
+    tell(process, "lose")
+    assert heard(process) == {"lost": True}
+    out, _ = process.communicate("leave\n")
+    assert [json.loads(line) for line in out.splitlines()] == [{"left": True}]
+    assert (tmp_path / "errors0").read_text() == ""
+
+
+def test_a_killed_driver_leaves_the_cluster_that_it_joined(driver):
+    host, at_host = driver()
+    cluster = [each for each in family(host) if each.pid not in at_host["workers"]]
+    guest, at_guest = driver(at_host["address"])
+    workers = [psutil.Process(pid) for pid in at_guest["workers"]]
+    assert {"gcs_server", "raylet"}.isdisjoint(names(family(guest)))
+    guest.kill()
+    assert survivors(workers) == []
+    assert {each.name() for each in cluster if lives(each)} >= {"gcs_server", "raylet"}
+    tell(host, "leave")
+    assert heard(host) == {"left": True}

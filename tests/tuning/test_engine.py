@@ -4,42 +4,23 @@ import math
 from collections import Counter
 
 import pytest
+from simulated import (
+    FINITE,
+    VOCABULARY,
+    WITHOUT_CONTROLS,
+    engine_for,
+    healthy,
+    make_engine,
+    make_space,
+    metrics,
+    run,
+    session_of,
+)
 
-from tune_fusion.data.catalogue import DATA_SETS
-from tune_fusion.optim.registry import OPTIMIZERS
-from tune_fusion.records import SearchRecord, TrialState
+from tune_fusion.events import ArmExhausted, EpochEnded, Failed, Suggested, WorkerLost
+from tune_fusion.records import TrialState
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.effective import effective_key
-from tune_fusion.space.loading import parse_space
-from tune_fusion.space.vocabulary import Vocabulary
-from tune_fusion.tuning.engine import Engine
-
-VOCABULARY = Vocabulary(OPTIMIZERS, DATA_SETS)
-LAYERS = ["conv1", "conv2", "fc1", "fc2", "fc3"]
-SPACE = """
-model: {name: lenet5}
-data: {name: digits}
-training: {epochs: 9}
-space:
-  switch_layer: {int: [0, 3]}
-  low: [adam, sgd]
-  high: [sgd, adam]
-  optimizers:
-    adam: {lr: {log: [1e-5, 1e-1]}}
-    sgd: {lr: {log: [1e-4, 1e-0]}}
-  controls: [adam, sgd]
-search: {trials: 40}
-"""
-FINITE = """
-model: {name: lenet5}
-data: {name: digits}
-space:
-  switch_layer: [0, 1]
-  low: [adam, sgd]
-  high: [adam, sgd]
-  optimizers: {adam: {lr: {choice: [1e-3, 1e-2]}}, sgd: {lr: 0.1}}
-search: {trials: 40, sampler: SAMPLER}
-"""
 
 
 class Listener:
@@ -56,43 +37,25 @@ class Listener:
         self.calls["ended", trial.number] += 1
 
 
-def make_engine(text=SPACE, slots=1, listeners=(), **changes):
-    overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    space = parse_space(text, "made.yaml", VOCABULARY, overrides).with_switch(LAYERS)
-    record = SearchRecord("name", space.name, space.search.metric, space.direction, space.search.trials, 0.0)
-    return Engine(space, VOCABULARY, record, LAYERS, lambda: slots, listeners)
+def failing(which):
+    """An epoch of a trial that fails where `which` says so."""
 
-
-def quality(configuration, epoch):
-    """A smooth, known truth: Adam low near lr 1e-3 and a late switch are good; training helps."""
-    low, high = configuration["low"], configuration["high"]
-    score = 0.9 - 0.1 * abs(math.log10(low["lr"]) + 3)
-    if high:
-        score += 0.02 * configuration["switch_layer"] - 0.05 * abs(math.log10(high["lr"]) + 1)
-    return max(0.0, score) * (1 - 0.5 / epoch)
-
-
-def run(engine, fail=lambda trial: False, diverge=lambda trial: False):
-    """Run the search to its end, the running trials in turns as a cluster would."""
-    running = []
-    while True:
-        while (trial := engine.suggest()) is not None:
-            running.append(trial)
-        if not running:
-            assert engine.finished
-            return engine.record
-        trial = running.pop(0)
-        if fail(trial):
+    def epoch(engine, trial):
+        if which(trial):
             engine.fail(trial.number, "RuntimeError: no")
-            continue
-        epoch = len(trial.epochs) + 1
-        value = quality(trial.configuration, epoch)
-        if diverge(trial):
-            engine.report(trial.number, {"train_seconds": 1.0}, diverged=True)
-        elif engine.report(
-            trial.number, {"val_accuracy": value, "val_loss": 1 - value, "train_seconds": 1.0}
-        ):
-            running.append(trial)
+            return False
+        return healthy(engine, trial)
+
+    return epoch
+
+
+def diverging(which):
+    def epoch(engine, trial):
+        if which(trial):
+            return engine.report(trial.number, {"train_seconds": 1.0}, diverged=True)
+        return healthy(engine, trial)
+
+    return epoch
 
 
 def test_both_arms_get_their_budget_controls_first_and_defaults_first_in_each():
@@ -140,7 +103,7 @@ def test_no_more_trials_run_at_once_than_there_are_slots():
 
 @pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
 def test_a_finite_space_is_exhausted_without_running_anything_twice(sampler):
-    engine = make_engine(FINITE.replace("SAMPLER", sampler))
+    engine = make_engine(FINITE, search__sampler=sampler)
     record = run(engine)
     keys = [effective_key(Configuration.from_dict(t.configuration), VOCABULARY) for t in record.trials]
     assert len(keys) == len(set(keys))
@@ -165,7 +128,7 @@ def test_listeners_hear_each_event_once():
 
 
 def test_a_diverged_trial_keeps_its_history_and_is_never_the_best():
-    record = run(make_engine(), diverge=lambda trial: trial.number % 4 == 0 and len(trial.epochs) >= 1)
+    record = run(make_engine(), diverging(lambda trial: trial.number % 4 == 0 and len(trial.epochs) >= 1))
     diverged = [t for t in record.trials if t.state is TrialState.DIVERGED]
     assert diverged
     assert all(t.epochs for t in diverged)
@@ -173,12 +136,13 @@ def test_a_diverged_trial_keeps_its_history_and_is_never_the_best():
 
 
 def test_pruned_diverged_and_failed_trials_are_told_as_what_they_are():
+    def epoch(engine, trial):
+        if trial.number in (3, 4):
+            return diverging(lambda _: True)(engine, trial)
+        return failing(lambda trial: trial.number in (5, 6))(engine, trial)
+
     engine = make_engine(search__trials=24, search__control_share=0.0)
-    record = run(
-        engine,
-        fail=lambda trial: trial.number in (5, 6),
-        diverge=lambda trial: trial.number in (3, 4),
-    )
+    record = run(engine, epoch)
     told = engine.arms[0].study.optuna_trials
     by_state = Counter(t.state.name for t in told)
     counts = record.counts()
@@ -194,30 +158,232 @@ def test_pruned_diverged_and_failed_trials_are_told_as_what_they_are():
 
 def test_a_search_whose_first_trials_all_fail_alike_stops():
     engine = make_engine()
-    record = run(engine, fail=lambda trial: True)
+    record = run(engine, failing(lambda trial: True))
     assert len(record.trials) == 3
     assert engine.broken == "RuntimeError: no"
 
 
+def test_a_search_whose_first_workers_all_die_alike_stops_when_their_retries_are_spent():
+    def epoch(engine, trial):
+        engine.lose(trial.number, "killed")
+        return False
+
+    engine = make_engine(search__retries=1)
+    record = run(engine, epoch)
+    assert [trial.losses for trial in record.trials] == [2, 2, 2]
+    assert engine.broken == "killed (its worker was lost 2 times)"
+
+
+def test_a_broken_search_starts_nothing_more():
+    engine = make_engine(slots=4)
+    for _ in range(4):
+        engine.suggest()
+    for number in (0, 1, 2):
+        engine.fail(number, "RuntimeError: no")
+    assert engine.finished
+    assert engine.suggest() is None
+    assert engine.running == 1
+
+
+def test_different_failures_do_not_stop_the_search():
+    engine = make_engine(search__trials=6)
+    for number in range(5):
+        engine.suggest()
+        engine.fail(number, f"RuntimeError: {number}")
+    assert (engine.broken, engine.finished) == ("", False)
+    assert engine.suggest() is not None
+
+
 def test_failures_after_a_success_do_not_stop_the_search():
-    record = run(make_engine(), fail=lambda trial: trial.number > 4)
+    record = run(make_engine(), failing(lambda trial: trial.number > 4))
     assert len(record.trials) == 40
 
 
-def test_interruption_ends_the_running_trials():
-    engine = make_engine(slots=2)
+def test_leaving_ends_the_running_trials_for_now():
+    listener = Listener()
+    engine = make_engine(slots=2, listeners=[listener])
     engine.suggest(), engine.suggest()
-    engine.interrupt()
+    engine.report(1, metrics(0.5))
+    engine.close("interrupted")
     assert [t.state for t in engine.record.trials] == [TrialState.INTERRUPTED] * 2
+    assert engine.record.ended == []
+    assert {key for key in listener.calls if key[0] == "ended"} == {("ended", 0), ("ended", 1)}
+
+
+def test_draining_lets_running_trials_end_and_starts_nothing():
+    engine = make_engine(slots=3)
+    engine.suggest(), engine.suggest()
+    engine.draining = True
+    assert engine.suggest() is None
+    assert engine.report(0, metrics(0.5))
+    engine.set_aside(0)
+    engine.fail(1, "gone")
+    assert (engine.running, engine.finished) == (0, False)
+    assert engine.suggest() is None
+    engine.draining = False
+    assert engine.suggest() is engine.record.trials[0]
+
+
+def test_a_trial_that_was_set_aside_goes_on_before_a_new_one_starts():
+    engine = make_engine(slots=2)
+    first, second = engine.suggest(), engine.suggest()
+    engine.set_aside(first.number)
+    assert engine.running == 1
+    assert engine.suggest() is first
+    assert first.losses == 0
+    engine.fail(second.number, "gone")
+    engine.set_aside(second.number)
+    assert engine.suggest().number == 2
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_trial_whose_worker_is_lost_is_handed_out_again_until_its_retries_are_spent(retries):
+    events = []
+    engine = make_engine(search__retries=retries, write=events.append)
+    trial = engine.suggest()
+    engine.report(trial.number, metrics(0.5))
+    for losses in range(1, retries + 1):
+        engine.lose(trial.number, "killed by signal 9")
+        assert (trial.state, trial.losses, engine.running) == (TrialState.RUNNING, losses, 0)
+        assert engine.suggest() is trial
+    engine.lose(trial.number, "killed by signal 9")
+    assert (trial.state, trial.losses) == (TrialState.FAILED, retries + 1)
+    assert trial.reason == "killed by signal 9" + (" (its worker was lost 3 times)" if retries else "")
+    assert len(trial.epochs) == 1
+    assert engine.record.ended == [0]
+    assert [event.ends for event in events if isinstance(event, WorkerLost)] == [False] * retries + [True]
+    assert engine.suggest().number == 1
+
+
+def test_what_has_ended_can_neither_fail_nor_be_lost():
+    events = []
+    engine = make_engine(write=events.append)
+    engine.fail(engine.suggest().number, "RuntimeError: no")
+    before = len(events)
+    engine.fail(0, "once more")
+    engine.lose(0, "gone")
+    assert len(events) == before
+    assert engine.record.trials[0].reason == "RuntimeError: no"
+
+
+def finite_without_equals(**changes):
+    """Draws at random from six configurations; what is drawn again shows at once."""
+    text = FINITE.replace("low: [adam, sgd]", "low: [adam]").replace("high: [adam, sgd]", "high: [sgd]")
+    changes = {"search__sampler": "random", "space__switch_layer": "[0, 1, 2]"} | changes
+    return make_engine(text, **changes)
+
+
+def test_a_configuration_that_does_not_fit_into_memory_is_not_tried_again_and_told_as_infeasible():
+    def epoch(engine, trial):
+        engine.fail(trial.number, f"out of memory {trial.number}", infeasible=True)
+        return False
+
+    engine = finite_without_equals()
+    record = run(engine, epoch)
+    assert len(record.trials) == 6
+    assert record.duplicates >= 50
+    assert all(trial.infeasible and trial.state is TrialState.FAILED for trial in record.trials)
+    told = engine.arms[0].study.optuna_trials
+    assert all(max(trial.constraints.values()) > 0 for trial in told)
+    assert {trial.state.name for trial in told} == {"PRUNED"}
+
+
+def test_a_configuration_that_failed_may_be_tried_again():
+    def epoch(engine, trial):
+        engine.fail(trial.number, f"RuntimeError: {trial.number}")
+        return False
+
+    engine = finite_without_equals(search__trials=20)
+    record = run(engine, epoch)
+    assert len(record.trials) == 20
+    assert record.duplicates == 0
+    assert {trial.state.name for trial in engine.arms[0].study.optuna_trials} == {"FAIL"}
+
+
+def test_what_cannot_be_written_does_not_happen_and_nothing_starts_after_it():
+    written = []
+
+    def write(event):
+        if full and isinstance(event, full):
+            raise OSError(28, "No space left on device")
+        written.append(event)
+
+    full = ()
+    listener = Listener()
+    engine = make_engine(slots=3, write=write, listeners=[listener])
+    engine.suggest()
+    full = EpochEnded
+    with pytest.raises(OSError, match="No space"):
+        engine.report(0, metrics(0.5))
+    assert engine.record.trials[0].epochs == []
+    full = Failed
+    with pytest.raises(OSError, match="No space"):
+        engine.fail(0, "RuntimeError: no")
+    assert engine.record.trials[0].state is TrialState.RUNNING
+    assert len(written) == 1
+    full = ()
+    assert engine.suggest() is None
+    assert engine.report(0, metrics(0.5))
+    assert listener.calls == {("started", 0): 1, ("epoch", 0, 1): 1}
+
+
+def test_a_suggestion_that_cannot_be_written_starts_no_trial():
+    def write(event):
+        raise OSError(28, "No space left on device")
+
+    engine = make_engine(write=write)
+    with pytest.raises(OSError, match="No space"):
+        engine.suggest()
+    engine.write = lambda event: None
+    assert engine.suggest() is None
+    assert engine.record.trials == []
     assert engine.running == 0
 
 
+def test_every_decision_stands_in_the_event_that_caused_it():
+    events = []
+    engine = make_engine(WITHOUT_CONTROLS, write=events.append, search__trials=7)
+    record = run(engine)
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
+    assert [event.trial for event in events if isinstance(event, Suggested)] == list(range(7))
+    assert [e.trial for e in epochs if e.ends is not None] == record.ended
+    for event in epochs:
+        assert (event.rung is not None) == (event.epoch in (1, 3))
+        if event.ends is TrialState.STOPPED:
+            assert not event.rung.goes_on
+            assert event.reason == f"stopped at rung {event.epoch}"
+
+
 def test_a_space_without_controls_gives_every_trial_to_the_search():
-    text = SPACE.replace("  controls: [adam, sgd]\n", "")
-    assert {t.arm for t in run(make_engine(text, search__trials=7)).trials} == {"fusion"}
+    assert {t.arm for t in run(make_engine(WITHOUT_CONTROLS, search__trials=7)).trials} == {"fusion"}
 
 
-def test_a_grid_larger_than_its_trials_says_so():
-    text = FINITE.replace("SAMPLER", "grid")
-    assert "first 5 points of a larger grid" in make_engine(text, search__trials=5).record.notes[0]
-    assert make_engine(text, search__trials=18).record.notes == []
+def test_a_grid_larger_than_its_trials_says_so_once():
+    space = make_space(FINITE, search__trials=5)
+    engine = engine_for(space, session_of(space))
+    engine.begin()
+    engine.begin()
+    (note,) = engine.record.notes
+    assert "first 5 points of a larger grid" in note
+    whole = make_engine(FINITE, search__trials=18)
+    whole.begin()
+    assert whole.record.notes == []
+
+
+def test_a_note_is_kept_once():
+    events = []
+    engine = make_engine(write=events.append)
+    engine.note("an image is broken")
+    engine.note("an image is broken")
+    assert engine.record.notes == ["an image is broken"]
+    assert len(events) == 1
+
+
+def test_an_exhausted_arm_is_said_once_and_leaves_its_turn_to_the_next():
+    events = []
+    text = FINITE.replace("  optimizers:", "  controls: [sgd]\n  optimizers:")
+    record = run(make_engine(text, write=events.append, search__trials=12))
+    exhausted = [event for event in events if isinstance(event, ArmExhausted)]
+    assert [event.arm for event in exhausted] == ["control"]
+    assert [trial.arm for trial in record.trials] == ["control"] + ["fusion"] * 6
+    assert record.notes == [exhausted[0].note]

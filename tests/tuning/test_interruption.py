@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
@@ -61,7 +63,7 @@ def test_a_deferred_signal_waits_for_the_next_check(process, signum, code):
     child = process("""
         interruption.defer()
         say('ready')
-        while interruption._signum is None:
+        while not interruption.signalled:
             time.sleep(0.01)
         say('went on')
         interruption.check()
@@ -78,8 +80,9 @@ def test_the_second_signal_ends_the_process_with_its_own_code(process, first, si
     child = process("""
         interruption.defer()
         say('ready')
-        while interruption._signum is None:
+        while not interruption.signalled:
             time.sleep(0.01)
+        time.sleep(0.3)
         try:
             wait()
         finally:
@@ -97,12 +100,64 @@ def test_a_second_signal_is_heeded_while_the_first_one_is_being_handled(process)
         try:
             wait()
         finally:
+            time.sleep(0.3)
             wait()
     """)
     for _ in range(2):
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
     assert ended(child) == (130, [])
+
+
+def test_a_second_signal_is_heeded_while_the_main_thread_is_in_foreign_code(process):
+    # As in Ray's and torch's: Python runs no handler before that has returned, here after minutes.
+    child = process("""
+        import hashlib, threading
+        threading.Timer(0.5, say, ['ready']).start()
+        hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)
+        say('never')
+    """)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGTERM)
+    assert ended(child) == (143, [])
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(process):
+    # As from `timeout`, which signals its child and then the child's whole group.
+    child = process("""
+        interruption.defer()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+        time.sleep(0.5)
+        say('went on')
+        interruption.check()
+    """)
+    returncode, lines = ended(child)
+    assert returncode == 0
+    assert lines[0] == "went on"
+    assert lines[1].startswith("Interrupted 1")
+
+
+@BOTH
+def test_who_asks_learns_of_the_signal_and_when_it_came(process, signum, code):
+    child = process("""
+        interruption.defer()
+        say((interruption.signalled, interruption.signalled_at, interruption.exit_code))
+        before = time.monotonic()
+        say('ready')
+        while not interruption.signalled:
+            time.sleep(0.01)
+        at = interruption.signalled_at
+        say((before <= at <= time.monotonic(), interruption.exit_code))
+    """)
+    assert child.stdout.readline() == "(False, None, 0)\n"
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signum)
+    assert ended(child) == (0, [f"(True, {code})"])
 
 
 def test_signals_are_taken_back_from_whoever_took_them_in_between(process):
@@ -136,6 +191,15 @@ def test_the_handlers_are_restored_after_an_error_too():
     with pytest.raises(ZeroDivisionError), interruption:
         raise ZeroDivisionError
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_nothing_of_it_stays_behind():
+    threads = threading.active_count()
+    with Interruption():
+        assert threading.active_count() == threads + 1
+    assert threading.active_count() == threads
+    # -1: none was set.
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_interrupted_is_no_ordinary_exception():

@@ -1,10 +1,17 @@
+import os
 import re
+import shlex
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tune_fusion.errors import InputError
 from tune_fusion.training.checks import check_space
-from tune_fusion.tuning.preflight import Request, check_request
+from tune_fusion.tuning.ownership import owned
+from tune_fusion.tuning.preflight import Request, check_name, check_store, later
 
 
 @pytest.fixture(scope="module")
@@ -22,34 +29,25 @@ def request_for(**changes):
 
 
 def test_the_folder_is_absolute_free_and_not_made(checked, tmp_path):
-    folder = check_request(request_for(name="first"), checked)
-    assert folder == tmp_path / "runs" / "first"
+    folder = check_name(request_for(name="first"), checked)
+    assert folder.path == tmp_path / "runs" / "first"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_search_without_a_name_is_called_after_its_space_and_the_time(checked, tmp_path):
-    folder = check_request(request_for(output=tmp_path / "a" / "b"), checked)
-    assert folder.parent == tmp_path / "a" / "b"
+    folder = check_name(request_for(output=tmp_path / "a" / "b"), checked)
+    assert folder.path.parent == tmp_path / "a" / "b"
     assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
 
 
 def test_a_home_folder_is_understood(checked, tmp_path, monkeypatch):
-    from pathlib import Path
-
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert check_request(request_for(name="x", output=Path("~/out")), checked) == tmp_path / "out" / "x"
+    assert check_name(request_for(name="x", output=Path("~/out")), checked).path == tmp_path / "out" / "x"
 
 
-@pytest.mark.parametrize("name", ["a", "7", "A.b_c-d", "x" * 128])
-def test_good_names(checked, name):
-    assert check_request(request_for(name=name), checked).name == name
-
-
-@pytest.mark.parametrize("name", [".hidden", "-x", "a/b", "..", "a b", "x" * 129, "naïve", "a\n", "a\\b"])
-def test_names_that_would_not_do_as_a_folder_everywhere(checked, name):
-    with pytest.raises(InputError, match="a name starts with a letter or digit") as refused:
-        check_request(request_for(name=name), checked)
-    assert str(refused.value).startswith(f"--name {name!r}: ")
+def test_a_name_that_is_none(checked):
+    with pytest.raises(InputError, match=r"^--name '../x': a name starts with a letter or digit"):
+        check_name(request_for(name="../x"), checked)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -58,13 +56,13 @@ def test_what_exists_is_never_overwritten(checked, tmp_path, kind):
     taken.parent.mkdir()
     taken.mkdir() if kind == "folder" else taken.write_text("mine")
     with pytest.raises(InputError, match=re.escape(f"{taken} exists already and is never overwritten")):
-        check_request(request_for(name="first"), checked)
+        check_name(request_for(name="first"), checked)
 
 
 def test_an_output_inside_a_file(checked, tmp_path):
     (tmp_path / "runs").write_text("mine")
     with pytest.raises(InputError, match=re.escape(f"--output runs: {tmp_path / 'runs'} is not a folder")):
-        check_request(request_for(name="first"), checked)
+        check_name(request_for(name="first"), checked)
 
 
 def test_an_output_that_cannot_be_written(checked, monkeypatch):
@@ -73,12 +71,53 @@ def test_an_output_that_cannot_be_written(checked, monkeypatch):
 
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
     with pytest.raises(InputError, match=r"--output runs: .* is not writable \(Read-only file system\)"):
-        check_request(request_for(name="first"), checked)
+        check_name(request_for(name="first"), checked)
 
 
-def test_the_tracking_store_is_asked_too_and_after_the_folder(checked, tmp_path):
+def test_a_name_that_somebody_is_using_right_now(checked, tmp_path):
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    with owned(folder), pytest.raises(InputError) as refused:
+        check_name(request_for(name="first"), checked)
+    message = str(refused.value)
+    assert message.startswith(f"--name first (being run by pid {os.getpid()} on ")
+    assert f"{folder} exists already" in message
+
+
+def test_the_tracking_store_is_asked_unless_the_search_is_offline():
     with pytest.raises(InputError, match="sqlight"):
-        check_request(request_for(name="first", tracking_uri="sqlight:///x.db"), checked)
-    (tmp_path / "runs" / "first").mkdir(parents=True)
-    with pytest.raises(InputError, match="exists already"):
-        check_request(request_for(name="first", tracking_uri="sqlight:///x.db"), checked)
+        check_store(request_for(tracking_uri="sqlight:///x.db"))
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(InputError, match=re.escape(uri)):
+            check_store(request_for(tracking_uri=uri))
+        check_store(request_for(tracking_uri=uri, offline=True))
+
+
+def test_the_store_that_is_there_is_not_changed_by_asking(tmp_path):
+    check_store(request_for(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "words"),
+    [
+        ("search", {}, ["--resume", "first"]),
+        ("sync", {}, ["first"]),
+        (
+            "search",
+            {"output": Path("my runs"), "tracking_uri": "http://me:secret@host:5000", "address": "auto"},
+            [
+                *("--resume", "first", "--output", "my runs"),
+                *("--tracking-uri", "http://me:***@host:5000", "--address", "auto"),
+            ],
+        ),
+        ("sync", {"output": Path("/x"), "address": "auto", "concurrent": 2}, ["first", "--output", "/x"]),
+        ("search", {"concurrent": 2}, ["--resume", "first", "--concurrent", "2"]),
+    ],
+)
+def test_the_command_that_goes_on_later(command, changes, words):
+    line = later(command, request_for(**changes), "first")
+    assert shlex.split(line) == [sys.executable, "-m", f"tune_fusion.{command}", *words]
+    assert "secret" not in line

@@ -1,3 +1,4 @@
+import json
 import math
 import random
 
@@ -11,6 +12,7 @@ from made_records import make_trial
 from tune_fusion.data.catalogue import DATA_SETS
 from tune_fusion.optim.registry import OPTIMIZERS
 from tune_fusion.records import TrialState
+from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.loading import parse_space
 from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.tuning.study import Study
@@ -219,3 +221,139 @@ def test_a_grid_gives_every_configuration_once_and_then_nothing():
     assert seen == [(0, 1e-3), (0, 1e-2), (2, 1e-3), (2, 1e-2)]
     assert study.ask() is None
     assert len(study.optuna_trials) == 4
+
+
+def test_what_does_not_fit_into_memory_is_told_as_infeasible_and_other_failures_are_not():
+    study = make_study()
+    study.tell(study.ask(), make_trial(0, [], TrialState.FAILED, infeasible=True), None, "val_accuracy")
+    study.tell(study.ask(), make_trial(1, [0.5], TrialState.FAILED, infeasible=True), 0.5, "val_accuracy")
+    study.tell(study.ask(), make_trial(2, [], TrialState.FAILED), None, "val_accuracy")
+    first, second, third = study.optuna_trials
+    assert first.state == second.state == TOLD.PRUNED
+    assert min(*first.constraints.values(), *second.constraints.values()) > 0
+    assert second.intermediate_values == {1: 0.5}
+    assert (third.state, third.constraints) == (TOLD.FAIL, {})
+
+
+def test_what_does_not_fit_into_memory_is_avoided():
+    # Every configuration with HN_Adam, which has the most state, is too large.
+    study = make_study("space.low=[adam, hn_adam, sgd]", "space.high=[sgd]", "space.controls=[]")
+    drawn = []
+    for number in range(40):
+        suggestion = study.ask()
+        name = suggestion.configuration.low.name
+        drawn.append(name)
+        if name == "hn_adam":
+            trial = make_trial(number, [], TrialState.FAILED, infeasible=True)
+            study.tell(suggestion, trial, None, "val_accuracy")
+        else:
+            study.tell(suggestion, make_trial(number, [0.5]), 0.5, "val_accuracy")
+    assert drawn[20:].count("hn_adam") < min(4, drawn[:20].count("hn_adam"))
+
+
+def knows(study):
+    return [(t.state, t.params, t.distributions, t.values) for t in study.optuna_trials]
+
+
+@pytest.mark.parametrize("arm", ["fusion", "control"])
+@pytest.mark.parametrize("overrides", [(), ("search.sampler=random",), GRID], ids=["tpe", "random", "grid"])
+def test_a_study_that_repeats_what_another_was_asked_goes_on_like_it(overrides, arm):
+    if arm == "control":
+        overrides = (*(o for o in overrides if "controls" not in o), "space.controls=[adam, sgd]")
+    study, again = make_study(*overrides, arm=arm), make_study(*overrides, arm=arm)
+    for number in range(14):
+        suggestion = study.ask()
+        if suggestion is None:
+            assert again.ask() is None
+            break
+        # As it comes out of a file.
+        parameters = json.loads(json.dumps(suggestion.parameters))
+        configuration = Configuration.from_dict(json.loads(json.dumps(suggestion.configuration.to_dict())))
+        repeated = again.repeat(parameters, configuration, suggestion.origin)
+        assert (repeated.configuration, repeated.origin, repeated.parameters) == (
+            suggestion.configuration,
+            suggestion.origin,
+            suggestion.parameters,
+        )
+        for each, own in ((study, suggestion), (again, repeated)):
+            completed(each, own, number)
+    assert knows(again) == knows(study)
+    assert [s and s.parameters for s in (again.ask(), again.ask())] == [
+        s and s.parameters for s in (study.ask(), study.ask())
+    ]
+
+
+def test_pairs_are_repeated_as_pairs():
+    overrides = ("space.optimizers={adam: {betas: {choice: [[0.9, 0.99], [0.8, 0.9]]}}}", "space.low=[adam]")
+    suggestion = make_study(*overrides).ask()
+    repeated = make_study(*overrides).repeat(
+        suggestion.parameters, Configuration.from_dict(suggestion.configuration.to_dict()), "default"
+    )
+    assert isinstance(repeated.configuration.low.settings["betas"], tuple)
+    assert repeated.configuration == suggestion.configuration
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("space.switch_layer={int: [2, 3]}", r"switch_layer: 1 is not in \[2, 3\]"),
+        ("space.switch_layer=[0, 2]", r"switch_layer: 1 is not among the choices \[0, 2\]"),
+        ("space.switch_layer=2", "switch_layer: is 2 now, not 1"),
+        ("space.low=[hn_adam, sgd]", "low.optimizer: 'adam' is not among"),
+        ("space.high=[adam]", "high.adam.lr has no recorded value"),
+        ("space.optimizers={adam: {lr: {log: [1e-5, 1e-4]}}}", r"low.adam.lr: 0.001 is not in"),
+        ("space.optimizers={adam: {lr: 0.01}}", "low.adam.lr: is 0.01 now, not 0.001"),
+        ("training.batch_size={choice: [32, 64]}", "training.batch_size has no recorded value"),
+    ],
+)
+def test_what_the_space_does_not_allow_any_more_is_not_repeated(override, message):
+    suggestion = make_study().ask()
+    study = make_study(override)
+    with pytest.raises(ValueError, match=message):
+        study.repeat(suggestion.parameters, suggestion.configuration, suggestion.origin)
+    assert study.optuna_trials == []
+
+
+def test_a_list_that_shrank_to_one_optimizer_keeps_that_optimizers_trials_only():
+    # No rate is open here, so that nothing but the optimizers tells the configurations apart.
+    common = ("space.high=[sgd, radam]", "space.controls=[]", "search.sampler=random")
+    rates = "adam: {lr: 1e-3}, sgd: {lr: 0.1}, radam: {lr: 1e-3}"
+    study = make_study(*common, f"space.optimizers={{{rates}, hn_adam: {{lr: 1e-3}}}}")
+    smaller = make_study(*common, f"space.optimizers={{{rates}}}", "space.low=[adam]")
+    kept = []
+    for suggestion in (study.ask() for _ in range(12)):
+        name = suggestion.configuration.low.name
+        try:
+            smaller.repeat(suggestion.parameters, suggestion.configuration, suggestion.origin)
+        except ValueError:
+            assert name == "hn_adam"
+        else:
+            kept.append(name)
+    assert 0 < len(kept) < 12
+    assert set(kept) == {"adam"}
+
+
+@pytest.mark.parametrize("answer", [True, "1", None])
+def test_an_answer_of_another_kind_is_not_repeated(answer):
+    suggestion = make_study().ask()
+    with pytest.raises(ValueError, match="switch_layer"):
+        make_study().repeat(
+            suggestion.parameters | {"switch_layer": answer}, suggestion.configuration, suggestion.origin
+        )
+
+
+def test_a_skipped_suggestion_counts_and_teaches_nothing():
+    study, other = make_study(), make_study()
+    study.skip(), study.skip()
+    other.ask(), other.ask()
+    assert [(t.state, t.params) for t in study.optuna_trials] == [(TOLD.FAIL, {})] * 2
+    suggestion = study.ask()
+    assert suggestion.origin == "sampled"
+    assert suggestion.configuration == other.ask().configuration
+
+
+def test_skipping_takes_a_point_of_the_grid():
+    study, whole = make_study(*GRID), make_study(*GRID)
+    study.skip()
+    whole.ask()
+    assert study.ask().configuration == whole.ask().configuration

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ def read_training(data_set: ArraySet, settings: DataSettings) -> tuple[Tensor, R
         InputError: files are missing and cannot be downloaded, or are damaged.
     """
     if not data_set.torchvision_class:
-        return _read_digits()
+        return _read_digits(data_set)
     folder = _folder(data_set, settings)
     if folder is None:
         _provide(data_set, settings)
@@ -154,14 +154,11 @@ def read_training(data_set: ArraySet, settings: DataSettings) -> tuple[Tensor, R
         _read_idx(_present(folder, _IDX_FILES[0]), 3),
         _read_idx(_present(folder, _IDX_FILES[1]), 1),
     )
-    if (
-        len(images) != data_set.images
-        or len(labels) != data_set.images
-        or labels.max() >= len(data_set.classes)
-    ):
+    highest = int(labels.max(initial=0))
+    if len(images) != data_set.images or len(labels) != data_set.images or highest >= len(data_set.classes):
         raise InputError(
             f"data.name={data_set.name}: {folder} holds {len(images):,} training images and {len(labels):,} "
-            f"labels up to {labels.max()}; {data_set.name} has {data_set.images:,} in "
+            f"labels up to {highest}; {data_set.name} has {data_set.images:,} in "
             f"{len(data_set.classes)} classes"
         )
     return torch.from_numpy(images.copy()).unsqueeze(1), labels.astype(np.int64)
@@ -230,7 +227,7 @@ def _missing(data_set: ArraySet, settings: DataSettings, problem: str) -> InputE
     )
 
 
-def _read_digits() -> tuple[Tensor, Rows]:
+def _read_digits(data_set: ArraySet) -> tuple[Tensor, Rows]:
     """scikit-learn's digits with pixels scaled from 0..16 to 0..255.
 
     Its table is read directly: importing scikit-learn costs every worker about two seconds.
@@ -245,26 +242,49 @@ def _read_digits() -> tuple[Tensor, Rows]:
         raise InputError(
             f"data.name=digits: {table_file} is missing from the scikit-learn installation: reinstall it"
         )
-    with gzip.open(table_file, "rt", encoding="ascii") as text:
-        table = np.loadtxt(text, delimiter=",", dtype=np.int64)
+    try:
+        with gzip.open(table_file, "rt", encoding="ascii") as text:
+            table = np.loadtxt(text, delimiter=",", dtype=np.int64)
+        if table.shape != (data_set.images, 65):
+            raise ValueError(f"it holds a table of shape {table.shape}")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(
+            f"data.name=digits: {table_file} is damaged: {error}; reinstall scikit-learn"
+        ) from error
     pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)
     return torch.from_numpy(pixels.reshape(-1, 1, 8, 8)), np.ascontiguousarray(table[:, -1])
 
 
 def _read_cifar(data_set: ArraySet, folder: Path) -> tuple[Tensor, Rows]:
-    """Reads the training batches with torchvision, which checks each file's MD5 first."""
+    """Reads the training batches with torchvision.
+
+    They are pickled, so none may be read that is not the original: torchvision compares each file's MD5 with
+    the one it knows before it opens any.
+    """
     base = getattr(vision.torchvision.datasets, data_set.torchvision_class)
     # Without test files in its list torchvision neither asks for the test split nor opens it.
     training_part = type(f"{data_set.torchvision_class}Training", (base,), {"test_list": []})
     try:
         loaded = training_part(folder.parent, train=True, download=False)
     except RuntimeError as error:
+        files = ", ".join(_damaged(base, folder))
         raise InputError(
-            f"data.name={data_set.name}: the files in {folder} are incomplete or damaged (MD5 differs): "
-            "delete the folder and run again"
+            f"data.name={data_set.name}: {folder}: missing or damaged (MD5 differs): {files}; delete the "
+            "folder and run again"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"data.name={data_set.name}: cannot read {error.filename or folder}: {error.strerror}"
         ) from error
     images = torch.from_numpy(cast(NDArray[np.uint8], loaded.data)).permute(0, 3, 1, 2).contiguous()
     return images, np.asarray(loaded.targets, dtype=np.int64)
+
+
+def _damaged(base: Any, folder: Path) -> list[str]:
+    """The training files in `folder` that are not those of the torchvision class `base`."""
+    known = [*base.train_list, (base.meta["filename"], base.meta["md5"])]
+    check = vision.torchvision.datasets.utils.check_integrity
+    return [name for name, md5 in known if not check(folder / name, md5)]
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:

@@ -2,20 +2,29 @@
 
 An entry is a folder of the cache, named by a hash of where the images lie and of each one's name, size and
 times: a changed image gives another entry. It is built beside its final place and renamed, under a lock, so
-that a reader sees all of it or nothing, and a second process that wants it waits for the first.
+that a reader sees all of it or nothing, and a second process that wants it waits for the first. Which images
+cannot be decoded is part of the entry; what becomes of them is not decided here (`tune_fusion.data.corrupt`).
+
+An image therefore turns out to be unreadable when its entry is opened or built, which is before the first
+epoch of a process, and never later: batches come from the mapped array, and no epoch opens a file. What can
+still happen to a running process is that the entry's own file is cut short or its disk fails; the system
+then ends the process (SIGBUS), and the next one finds the entry damaged and builds it again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +41,19 @@ CACHE_VARIABLE = "TUNE_FUSION_CACHE"
 ROOM = 1.15
 """Stored images are this much larger than the model's input, so that random crops have room to move."""
 
-_VERSION = 1  # of decoding and layout: raise it when either changes
+_VERSION = 2  # of decoding and layout: raise it when either changes
 _CHANNELS = 3
-_NAMED = 5
 _PIXELS, _INDEX = "images.u8", "index.json"
+# Pillow goes by the content of a file, whatever its name. Of all its formats one runs a program (EPS:
+# Ghostscript), and few are ever needed: these are those of `folder.SUFFIXES`.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # What Pillow's readers raise on files that are damaged or no images at all.
 _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
+# Why a file itself cannot be read. Mending that changes the entry's name, so the entry may remember it.
+_FAULTS_OF_THE_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,11 @@ class CachedImages:
     """Decoded images in the order they were asked for."""
 
     images: Tensor
-    """uint8 [N, 3, H, W], memory-mapped."""
+    """uint8 [N, 3, H, W], memory-mapped; black where the file could not be decoded."""
     digests: tuple[str, ...]
-    """SHA-256 of each file's content."""
+    """SHA-256 of each file's content; empty where it could not be decoded."""
+    unreadable: Mapping[str, str]
+    """The files that could not be decoded, in the order they were asked for, each with the reason."""
 
 
 class _MixedSizesError(Exception):
@@ -80,8 +95,8 @@ def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedIm
         image_size: side in pixels of the square images that the model sees.
 
     Raises:
-        InputError: images that cannot be decoded (all are found before the error is raised), or a cache that
-            cannot be written.
+        InputError: a cache that cannot be written, or a disk or network that fails while images are read.
+            Files that are gone, forbidden or damaged are no error: see `CachedImages.unreadable`.
     """
     side = stored_side(image_size)
     entry = cache_folder() / _key(root, files, side)
@@ -107,18 +122,14 @@ def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedIm
 def _key(root: Path, files: Sequence[str], side: int) -> str:
     digest = hashlib.sha256(f"{_VERSION}\0{side}\0".encode())
     digest.update(os.fsencode(root.resolve()))
-    bad: list[str] = []
     for name in files:
-        try:
-            status = (root / name).stat()
-        except OSError as error:
-            bad.append(f"{root / name}: {error.strerror}")
-            continue
-        # The change time notices a file replaced by one of the same size with its times restored.
         digest.update(b"\0" + os.fsencode(name) + b"\0")
-        digest.update(struct.pack("<qqq", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    if bad:
-        raise _unreadable(bad)
+        with suppress(
+            OSError
+        ):  # a file that is gone makes another entry than the same file back in its place
+            status = (root / name).stat()
+            # The change time notices a file replaced by one of the same size with its times restored.
+            digest.update(struct.pack("<qqq", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return digest.hexdigest()[:32]
 
 
@@ -126,15 +137,15 @@ def _open(entry: Path) -> CachedImages | None:
     """The entry, or None if it does not exist or is damaged."""
     try:
         index = json.loads((entry / _INDEX).read_text())
-        shape, digests = index["shape"], index["digests"]
-        size = int(np.prod(shape, dtype=np.int64))
+        shape, digests, unreadable = index["shape"], index["digests"], index["unreadable"]
+        size = math.prod(shape)
         if (entry / _PIXELS).stat().st_size != size or len(digests) != shape[0]:
             return None
         # A private mapping: pages are shared by all processes as long as nobody writes to them.
         flat = torch.from_file(str(entry / _PIXELS), shared=False, size=size, dtype=torch.uint8)
-    except (OSError, ValueError, KeyError):
+        return CachedImages(flat.view(shape), tuple(digests), dict(unreadable))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError):  # whatever half a file may hold
         return None
-    return CachedImages(flat.view(shape), tuple(digests))
 
 
 def _build(entry: Path, root: Path, files: Sequence[str], side: int) -> None:
@@ -145,20 +156,21 @@ def _build(entry: Path, root: Path, files: Sequence[str], side: int) -> None:
     try:
         native = _common_size(root, files, side)
         try:
-            shape, digests = _decode_all(partial, root, files, side, native)
+            index = _decode_all(partial, root, files, side, native)
         except _MixedSizesError:
-            shape, digests = _decode_all(partial, root, files, side, None)
-        (partial / _INDEX).write_text(json.dumps({"shape": shape, "digests": digests}))
+            index = _decode_all(partial, root, files, side, None)
+        (partial / _INDEX).write_text(json.dumps(index, indent=0))
         partial.rename(entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int] | None:
-    """(height, width) of the first image that can be read, if it may be kept; else None."""
+    """(height, width) of the first image that can be decoded, if it may be kept; else None."""
     for name in files:
         try:
-            with Image.open(root / name) as image:
+            with Image.open(root / name, formats=_FORMATS) as image:
+                # Decodes it: the size that a damaged file announces must not decide about the others.
                 width, height = ImageOps.exif_transpose(image).size
         except _DECODING_ERRORS:
             continue
@@ -168,19 +180,13 @@ def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int]
 
 def _decode_all(
     folder: Path, root: Path, files: Sequence[str], side: int, native: tuple[int, int] | None
-) -> tuple[list[int], list[str]]:
-    """Decode every file into ``folder/images.u8``; returns the array's shape and the files' digests."""
+) -> dict[str, object]:
+    """Decode every file into ``folder/images.u8``; returns what the entry's index says of them."""
     shape = [len(files), _CHANNELS, *(native or (side, side))]
-    size = int(np.prod(shape, dtype=np.int64))
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise InputError(
-            f"the image cache {folder.parent} needs {size / 1e9:.1f} GB for {len(files):,} images, "
-            f"{free / 1e9:.1f} GB are free: set ${CACHE_VARIABLE} to a folder with room"
-        )
-    pixels = np.memmap(folder / _PIXELS, np.uint8, "w+", shape=tuple(shape))
+    _reserve(folder / _PIXELS, math.prod(shape), len(files))
+    pixels = np.memmap(folder / _PIXELS, np.uint8, "r+", shape=tuple(shape))
     digests = [""] * len(files)
-    bad: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     mixed = threading.Event()
 
     def decode(row: int) -> None:
@@ -193,15 +199,35 @@ def _decode_all(
         except _MixedSizesError:
             mixed.set()
         except _DECODING_ERRORS as error:
-            bad[row] = _reason(error, root / files[row])
+            reasons[row] = _reason(error, root / files[row])
 
     _in_threads(decode, range(len(files)))
     if mixed.is_set():
         raise _MixedSizesError
-    if bad:
-        raise _unreadable([f"{root / files[row]}: {bad[row]}" for row in sorted(bad)])
     pixels.flush()
-    return shape, digests
+    return {
+        "shape": shape,
+        "unreadable": {files[row]: reasons[row] for row in sorted(reasons)},
+        "digests": digests,
+    }
+
+
+def _reserve(path: Path, size: int, images: int) -> None:
+    """Make `path` a file of `size` bytes that has its place on the disk: a full one is an error here.
+
+    Later it would end the process, on writing to the mapped file.
+    """
+    with path.open("wb") as file:  # what an earlier attempt took is free again
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise InputError(
+                f"the image cache {path.parent.parent} needs {size / 1e9:.1f} GB for {images:,} images, "
+                f"{free / 1e9:.1f} GB are free: set ${CACHE_VARIABLE} to a folder with room"
+            )
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 def _in_threads(work: Callable[[int], None], rows: range) -> None:
@@ -219,7 +245,9 @@ def _in_threads(work: Callable[[int], None], rows: range) -> None:
 
 def _decode(content: bytes, side: int, native: tuple[int, int] | None) -> NDArray[np.uint8]:
     """One image: uint8 [3, H, W] of its `native` size, else [3, side, side]."""
-    with Image.open(io.BytesIO(content)) as opened:
+    if not content:
+        raise ValueError("the file is empty")
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
         if native is None:
             # JPEG files decode faster at a half, quarter or eighth of their size; never below `side`.
             opened.draft(None, (side, side))
@@ -241,19 +269,19 @@ def _to_colour(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: BaseException, path: Path) -> str:
+def _reason(error: Exception, path: Path) -> str:
+    """Why `path` cannot be decoded.
+
+    Raises InputError where the machine is to blame: the next attempt, or another node, may read the file, and
+    nothing is left out of a search because a disk did not answer once.
+    """
     if isinstance(error, OSError) and error.strerror:
+        if error.errno not in _FAULTS_OF_THE_FILE:
+            raise InputError(
+                f"{path} cannot be read at the moment: {error.strerror}; see to the machine's disk or "
+                "network, or remove the file, and run again"
+            ) from error
         return error.strerror
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    return "no image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-def _unreadable(problems: Iterable[str]) -> InputError:
-    listed = list(problems)
-    more = f"\n  and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return InputError(
-        f"{len(listed)} of the images cannot be read; repair or remove them:\n  "
-        + "\n  ".join(listed[:_NAMED])
-        + more
-    )
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that can be read"
+    return str(error) or type(error).__name__

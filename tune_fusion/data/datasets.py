@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_fusion.data import arrays, splits
+from tune_fusion.data import arrays, corrupt, splits
 from tune_fusion.data.arrays import ARRAY_SETS, ArraySet
 from tune_fusion.data.cache import cached_images
 from tune_fusion.data.catalogue import DATA_SETS, DataSetInfo, folder_path
@@ -59,7 +59,10 @@ class ImageData:
     train: Split
     validation: Split
     fingerprint: str
-    """64 hex digits: the same contents, classes, split and limit give the same on every machine."""
+    """64 hex digits: the same contents, classes, split and limit give the same on every machine; other
+    skipped images give another one."""
+    skipped: tuple[str, ...] = ()
+    """The images left out because they cannot be decoded: ``path: reason``, in the order of their names."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class DataFacts:
     channels: int
     train_images: int
     validation_images: int
+    """Both before unreadable images are left out (``data.on_corrupt: skip``)."""
     test: str
     """Where the test images are, in words; the search never reads them."""
 
@@ -110,7 +114,8 @@ def load_data(settings: DataSettings, *, seed: int, image_size: int) -> ImageDat
     """The training and validation images of `settings`, split by `seed`.
 
     Array data sets keep their own image size. The images of a folder are decoded once a machine and cached
-    (`tune_fusion.data.cache`), a little larger than `image_size` where they are larger.
+    (`tune_fusion.data.cache`), a little larger than `image_size` where they are larger; those that cannot be
+    decoded end it or are left out, as ``on_corrupt`` says.
 
     Args:
         settings: the ``data`` section of a search.
@@ -180,20 +185,24 @@ def _load_folder(settings: DataSettings, folder: ImageFolder, seed: int, image_s
     )
     # In the order of their names, so that every split of the same images shares one cache entry.
     order = np.asarray(sorted(range(len(chosen)), key=chosen.__getitem__), dtype=np.int64)
-    cached = cached_images(folder.path, [chosen[row] for row in order], image_size)
+    files = [chosen[row] for row in order]
+    cached = cached_images(folder.path, files, image_size)
+    # The split was drawn from all files, so that unreadable ones do not move the others between its parts.
+    skipped = corrupt.skippable(settings, folder.path, files, cached.unreadable)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     trained = len(selection.train)
     sorted_labels = labels[order]
+    train = corrupt.without(skipped, place[:trained], "training", sorted_labels, folder.classes)
+    validation = corrupt.without(skipped, place[trained:], "validation", sorted_labels, folder.classes)
     return ImageData(
         name=settings.name,
         classes=folder.classes,
         channels=folder.channels,
-        train=_split(cached.images, sorted_labels, place[:trained]),
-        validation=_split(cached.images, sorted_labels, place[trained:]),
-        fingerprint=_fingerprint(
-            folder.classes, cached.digests, sorted_labels, place[:trained], place[trained:]
-        ),
+        train=_split(cached.images, sorted_labels, train),
+        validation=_split(cached.images, sorted_labels, validation),
+        fingerprint=_fingerprint(folder.classes, cached.digests, sorted_labels, train, validation),
+        skipped=tuple(skipped.values()),
     )
 
 

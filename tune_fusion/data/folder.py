@@ -132,15 +132,13 @@ def _read_part(path: Path, prefix: str, classes: list[str], *, needs: int) -> Pa
     if empty:
         raise _unusable(
             path,
-            f"has no image in {_listing(str(place / name) for name in empty)}: add images or remove it "
+            f"has no image in {listing(str(place / name) for name in empty)}: add images or remove it "
             f"(images end in {', '.join(sorted(SUFFIXES))})",
         )
     few = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if count < needs]
     if few:
         roles = {2: "training and validation", 3: "training, validation and test"}[needs]
-        raise _unusable(
-            path, f"has fewer than {needs} images, one each for {roles}, in class {_listing(few)}"
-        )
+        raise _unusable(path, f"has fewer than {needs} images, one each for {roles}, in class {listing(few)}")
     return Part(tuple(files), np.repeat(np.arange(len(classes)), counts))
 
 
@@ -168,16 +166,16 @@ def _images(folder: Path) -> Iterator[str]:
 def _require_same_classes(path: Path, part: str, train: list[str], other: list[str]) -> None:
     problems = []
     if absent := sorted(set(train) - set(other)):
-        problems.append(f"{part} lacks class {_listing(absent)}")
+        problems.append(f"{part} lacks class {listing(absent)}")
     if extra := sorted(set(other) - set(train)):
-        problems.append(f"{_TRAIN} lacks class {_listing(extra)}")
+        problems.append(f"{_TRAIN} lacks class {listing(extra)}")
     if problems:
         raise _unusable(
             path, f"needs the same class folders in {_TRAIN} and {part}, but {'; '.join(problems)}"
         )
 
 
-def _listing(names: Iterable[str]) -> str:
+def listing(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from tune_fusion.errors import InputError, suggest
+from tune_fusion.errors import InputError
+from tune_fusion.switch import switch_index
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # A child with this part of all trainable elements is the model's trunk: its children are the layers.
@@ -93,34 +94,9 @@ def layer_map(model: nn.Module) -> tuple[Layer, ...]:
 def resolve_switch(layers: Sequence[Layer], switch: int | str) -> int | Literal["all"]:
     """The switch layer as an index into `layers`, or ``"all"``.
 
-    Args:
-        layers: a layer map.
-        switch: index, layer name or ``"all"``. Layers 0..switch are low-level, so the last layer cannot be
-            one: nothing would be left for the high optimizer.
-
-    Raises InputError if there is no such layer, or nothing above it.
+    As `tune_fusion.switch.switch_index`, for a layer map. Raises InputError.
     """
-    if switch == "all":
-        return "all"
-    last = len(layers) - 2
-    names = [layer.name for layer in layers]
-    if isinstance(switch, str):
-        if switch not in names:
-            known = suggest(switch, ["all", *names[:-1]])
-            raise InputError(f"switch_layer {switch!r} is no layer of this model; {known}")
-        index = names.index(switch)
-    else:
-        index = switch
-    if isinstance(switch, bool) or not 0 <= index <= last:
-        if last < 0:
-            rule = "this model has a single layer, so only 'all' is possible"
-        else:
-            rule = (
-                f"it must lie in 0..{last} ({names[0]} .. {names[last]}), because the high optimizer needs a "
-                f"layer above it, or be 'all'"
-            )
-        raise InputError(f"switch_layer {switch!r} cannot part this model of {len(layers)} layers: {rule}")
-    return index
+    return switch_index([layer.name for layer in layers], switch, place="switch_layer")
 
 
 def _timm_parts(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> list[_Part]:

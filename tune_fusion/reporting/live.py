@@ -228,7 +228,7 @@ def status_lines(record: SearchRecord, now: float) -> list[Text]:
         value = trial_cells(record, best)["best"]
         text = f"best so far: trial {best.number}, {record.metric} {value}: {trial_text(record, best)}"
         lines.append(Text(text, style="bold"))
-    elapsed = now - record.started
+    elapsed = record.elapsed(now)
     remaining = estimated_seconds_left(record, now)
     end = (
         ""
@@ -241,11 +241,11 @@ def status_lines(record: SearchRecord, now: float) -> list[Text]:
 
 def estimated_seconds_left(record: SearchRecord, now: float) -> float | None:
     """Seconds until the planned trials have ended, at the pace so far; None before two have."""
-    ended = sum(1 for trial in record.trials if trial.ended is not None)
+    ended = len(record.ended)
     if ended < 2:
         return None
     first = min(trial.started for trial in record.trials)
-    return max(0.0, (now - first) / ended * (record.planned_trials - ended))
+    return max(0.0, (now - first - record.paused_seconds) / ended * (record.planned_trials - ended))
 
 
 def _duration(seconds: float) -> str:

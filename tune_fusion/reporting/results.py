@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from tune_fusion.records import SearchRecord, TrialRecord, jsonable
+from tune_fusion.runs import RunFolder
 
 
 def write_trials(record: SearchRecord, path: Path) -> None:
@@ -107,8 +108,12 @@ def result(record: SearchRecord, status: str, facts: Mapping[str, Any]) -> dict[
     }
 
 
-def write_result(content: Mapping[str, Any], path: Path) -> None:
-    """Write ``result.json`` whole or not at all; numbers that are not finite become null."""
-    part = path.with_name(f".{path.name}.part")
+def write_results(folder: RunFolder, record: SearchRecord, content: Mapping[str, Any]) -> None:
+    """Write ``trials.csv`` and ``result.json`` with this `content`, each whole or not at all.
+
+    Numbers that are not finite become null.
+    """
+    write_trials(record, folder.trials)
+    part = folder.result.with_name(f".{folder.result.name}.part")
     part.write_text(json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    part.replace(folder.result)

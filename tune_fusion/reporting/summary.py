@@ -40,6 +40,8 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
     lines.append(f"MLflow UI  {result['mlflow']['ui_command']}")
     if result["mlflow"]["url"]:
         lines.append(f"           {result['mlflow']['url']}")
+    if result["resume_command"]:
+        lines.append(f"go on with  {result['resume_command']}")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tune_fusion.errors import InputError, suggest
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
@@ -14,6 +14,7 @@ from tune_fusion.space.rules import violations
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.settings import TrainingSettings
 from tune_fusion.space.vocabulary import Vocabulary
+from tune_fusion.switch import switch_index
 
 _KEYS = ("switch_layer", "low", "high", "training")
 
@@ -32,7 +33,7 @@ def read_configuration(
     for key in values:
         if key not in _KEYS:
             raise InputError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
-    switch = _switch(path, values.get("switch_layer", ALL), layer_names)
+    switch = switch_index(layer_names, values.get("switch_layer", ALL), place=f"{path}: switch_layer")
     low = _choice(path, "low", values.get("low"), vocabulary)
     high = _choice(path, "high", values.get("high"), vocabulary) if switch != ALL else None
     if switch == ALL and values.get("high"):
@@ -63,26 +64,6 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: a configuration is an object with the keys {', '.join(_KEYS)}, got {values!r:.80}"
         )
     return values
-
-
-def _switch(path: Path, value: Any, layer_names: Sequence[str]) -> int | Literal["all"]:
-    if value == ALL:
-        return ALL
-    last = len(layer_names) - 2
-    if isinstance(value, str):
-        if value == layer_names[-1]:
-            raise InputError(
-                f"{path}: switch_layer: {value!r} is the last layer and leaves none for a high optimizer; "
-                f"take an earlier one or {ALL!r}"
-            )
-        if value not in layer_names:
-            raise InputError(
-                f"{path}: switch_layer: no layer {value!r}; {suggest(value, [*layer_names[:-1], ALL])}"
-            )
-        return list(layer_names).index(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= last:
-        raise InputError(f"{path}: switch_layer: needs 0 to {last}, a layer's name or 'all', got {value!r}")
-    return value
 
 
 def _choice(path: Path, half: str, values: Any, vocabulary: Vocabulary) -> OptimizerChoice:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tune_fusion.errors import InputError, suggest
+from tune_fusion.errors import InputError
 from tune_fusion.space.configuration import ALL, Value
 from tune_fusion.space.document import Places
 from tune_fusion.space.domain import Choice, Constant, Domain, IntRange, extremes, shown
@@ -19,6 +19,7 @@ from tune_fusion.space.settings import (
     ResourceSettings,
     SearchSettings,
 )
+from tune_fusion.switch import switch_index
 
 
 @dataclass(frozen=True)
@@ -84,30 +85,11 @@ class SearchSpace:
         domain = self.switch_layer
         if isinstance(domain, IntRange):
             for end in (domain.low, domain.high):
-                _layer_index(end, layers, place)
+                switch_index(layers, end, place=place)
             return self
-        indices = [_layer_index(value, layers, place) for value in extremes(domain)]
+        indices = [switch_index(layers, value, place=place) for value in extremes(domain)]
         for position, index in enumerate(indices):
             if index in indices[:position]:
                 raise InputError(f"{place}: layer {index} is given twice in {shown(extremes(domain))}")
         resolved = Constant(indices[0]) if isinstance(domain, Constant) else Choice(tuple(indices))
         return dataclasses.replace(self, switch_layer=resolved)
-
-
-def _layer_index(value: Value, layers: Sequence[str], place: str) -> int | Literal["all"]:
-    if value == ALL:
-        return ALL
-    last = len(layers) - 2
-    if last < 0:
-        raise InputError(
-            f"{place}: the model has a single layer and cannot be split; the only switch layer is all"
-        )
-    if isinstance(value, str) and value not in layers:
-        raise InputError(f"{place}: the model has no layer {value!r}; {suggest(value, layers)}")
-    index = layers.index(value) if isinstance(value, str) else value
-    if not isinstance(index, int) or not 0 <= index <= last:
-        raise InputError(
-            f"{place}: switch layer {shown(value)} must lie in 0..{last}: the model has {len(layers)} layers "
-            f"({layers[0]} to {layers[-1]}), and at least one must stay for the high optimizer"
-        )
-    return index

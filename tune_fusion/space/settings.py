@@ -52,6 +52,9 @@ class DataSettings(Section):
     """Fraction held out as test data where the data set has no test split of its own."""
     limit: Positive | None = None
     """Train on at most this many images, drawn by class; a fractional ``validation`` shrinks with it."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """Images of a folder that cannot be decoded: end the search before it starts, or leave them out of their
+    split, named and counted. Damage to the other data sets always ends it."""
     augment: Literal["none", "flip", "crop_flip", "resized_crop", "trivial"] = "none"
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -90,6 +93,11 @@ class SearchSettings(Section):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["asha", "none"] = "asha"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    retries: Annotated[int, Field(ge=0, strict=True)] = 2
+    """How often a trial whose worker was lost (killed, crashed, hung) is tried again from its checkpoint."""
+    trial_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a trial without a new epoch counts as hung; null: ten times the longest epoch of
+    the search so far, and at least ten minutes."""
 
 
 class AshaSettings(Section):

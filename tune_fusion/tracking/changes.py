@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,24 @@ PARENT = -1
 """The number of the search's own run; trials have theirs."""
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
+
+
+def run_key(search: str, run: int) -> str:
+    """What tells a run from every other, in every process: `search` is `SearchRecord.key`."""
+    return search if run == PARENT else f"{search}-{run:04d}"
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What the store is known to hold of one run."""
+
+    run: int
+    """`PARENT` or the trial's number."""
+    run_id: str
+    epochs: int
+    """Of a trial: its epochs, from the first; of the search: the ended trials that ``best_value`` covers."""
+    status: str | None
+    """MLflow's status that the run was ended with; None while it is running."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +43,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file of a run: `name` is its path among the artifacts, `source` the file or what makes its text."""
+    """A file of a run, and the folder among the run's artifacts that it goes to."""
 
-    name: str
-    source: Path | Callable[[], str]
+    file: Path
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,30 +60,53 @@ class Change:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+    epochs: int = 0
+    """`Delivered.epochs` once the store holds the points; 0: as before."""
     artifacts: tuple[Artifact, ...] = ()
+    reopen: bool = False
+    """True where the run goes on though it was ended before."""
     ended: tuple[Status, int] | None = None
     """Final status, and when: milliseconds since 1970."""
 
 
 @dataclass
 class Pending:
-    """A run's identity, and what of it the store does not hold yet."""
+    """A run's identity, what the store holds of it, and what it does not hold yet."""
 
     number: int
-    key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells this run from every other; stored as a tag."""
-    name: str = ""
-    started: int = 0
+    key: str
+    """`run_key`; stored as a tag."""
     run_id: str | None = None
+    earlier: bool = False
+    """True where another process may have brought something of the run that it did not note."""
     attempted: bool = False
     """True once its creation was tried: if that failed, the store may hold the run all the same."""
+    status: str | None = None
+    epochs: int = 0
+    """The last two as in `Delivered`."""
+
+    name: str = ""
+    started: int = 0
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
+    reaches: int = 0
+    """What `epochs` will be once the points are delivered."""
     artifacts: list[Artifact] = field(default_factory=list)
+    reopen: bool = False
     ended: tuple[Status, int] | None = None
+
     due: float = 0.0
     """When it should be delivered next, on the monotonic clock."""
+    steps: dict[str, set[int]] = field(default_factory=dict)
+    """The steps that the store held of a metric when this process first asked; of `earlier` runs only."""
+    refused: bool = False
+    """True once the store refused points: `epochs` then stays, so that nobody takes them for delivered."""
+
+    @property
+    def label(self) -> str:
+        """What people call the run; its name is known to the process alone that tells of its start."""
+        return self.name or ("the search" if self.number == PARENT else f"trial {self.number}")
 
     def merge(self, change: Change) -> None:
         """Add what is new."""
@@ -75,13 +115,23 @@ class Pending:
         self.params |= change.params
         self.tags |= change.tags
         self.points += change.points
+        self.reaches = max(self.reaches, change.epochs)
         self.artifacts += change.artifacts
+        self.reopen |= change.reopen
         self.ended = change.ended or self.ended
+
+    def delivered(self) -> Delivered:
+        """What the store holds, right after it took everything that was pending."""
+        assert self.run_id is not None
+        if not self.refused:
+            self.epochs = max(self.epochs, self.reaches)
+        return Delivered(self.number, self.run_id, self.epochs, self.status)
 
     def drop(self) -> bool:
         """Forget what the store refused; True where the final status is left, which it may still take."""
-        refused = self.params or self.tags or self.points or self.artifacts
-        self.params, self.tags, self.points, self.artifacts = {}, {}, [], []
+        refused = self.params or self.tags or self.points or self.artifacts or self.reopen
+        self.refused |= bool(self.points)
+        self.params, self.tags, self.points, self.artifacts, self.reopen = {}, {}, [], [], False
         if not refused:
             self.ended = None
         return self.ended is not None

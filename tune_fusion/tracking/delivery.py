@@ -2,6 +2,7 @@
 
 The driver's thread only puts `Change` objects into a queue. The thread merges what belongs to the same run,
 so that a short trial costs three calls of the store, and keeps what the store did not take until it does.
+What it took is acknowledged, so that a later process can bring the rest.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from tune_fusion.tracking.changes import PARENT, Change, Pending
+from tune_fusion.tracking.changes import PARENT, Change, Delivered, Pending, run_key
 from tune_fusion.tracking.store import MlflowStore, passes
 from tune_fusion.tracking.uri import redact
 
@@ -26,18 +28,45 @@ LONGEST_CALL = 25.0
 
 
 class Delivery:
-    """Brings changes to `store`. The first change must be the parent's."""
+    """Brings changes to `store`. The first change must be the parent's, unless that was delivered before.
 
-    def __init__(self, store: MlflowStore) -> None:
+    The end of the parent run is delivered after everything else.
+
+    Args:
+        store: where to; used on the delivery's own thread.
+        search: `SearchRecord.key`.
+        delivered: what earlier processes have brought to the store, by run.
+        acknowledge: told on the delivery's thread what the store holds of a run whenever that has changed.
+        later: the command that brings what did not arrive, for problems.
+        offline: whether `close` may give up at once on a store that has never answered.
+    """
+
+    def __init__(
+        self,
+        store: MlflowStore,
+        search: str,
+        delivered: Mapping[int, Delivered],
+        *,
+        acknowledge: Callable[[Delivered], None],
+        later: str,
+        offline: bool = False,
+    ) -> None:
         self._store = store
+        self._search = search
+        self._acknowledge = acknowledge
+        self._later = f"; it is kept, deliver it later with: {later}"
+        self._offline = offline
         self._place = redact(store.uri)
         self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
-        self._runs: dict[int, Pending] = {}
+        self._delivered = dict(delivered)
+        self._runs = {run: _known(known, search) for run, known in delivered.items()}
         self._waiting: dict[int, Pending] = {}
         self._problems: list[str] = []
         self._failure = ""
+        self._failed_at = 0.0
         self._refused = False
+        self._answered = False
         self._pause = 0.0
         self._retry_at = 0.0
         self._progress = 0.0
@@ -56,9 +85,9 @@ class Delivery:
     def close(self, timeout: float | None = None) -> list[str]:
         """Deliver what is left and end the thread.
 
-        Gives up after `timeout` seconds; None: when the store has taken nothing for `PATIENCE` seconds. A
-        call that is under way then gets a little longer. Returns what went wrong, one sentence a problem;
-        empty where everything arrived.
+        Gives up after `timeout` seconds; None: when the store has taken nothing for `PATIENCE` seconds, or,
+        offline, after the first failure of a store that has never answered. A call that is under way then
+        gets a little longer. Returns what went wrong, one sentence a problem; empty where everything arrived.
         """
         asked = time.monotonic()
         self._timeout = timeout
@@ -69,7 +98,8 @@ class Delivery:
             else:
                 left = asked + timeout + 1.0 - time.monotonic()
             if left <= 0:
-                return [*self._problems, f"{self._place} did not answer while the last changes were sent"]
+                silence = f"{self._place} did not answer while the last changes were sent{self._later}"
+                return [*self._problems, silence]
             self._thread.join(left)
         return list(self._problems)
 
@@ -113,7 +143,7 @@ class Delivery:
         elif not self._refused:
             run = self._runs.get(change.run)
             if run is None:
-                run = self._runs[change.run] = Pending(change.run)
+                run = self._runs[change.run] = Pending(change.run, run_key(self._search, change.run))
                 run.due = 0.0 if run.number == PARENT else time.monotonic() + CHILD_PAUSE
             run.merge(change)
             if change.ended or change.artifacts:
@@ -121,25 +151,38 @@ class Delivery:
             self._waiting[change.run] = run
 
     def _deliver_due(self) -> None:
+        parent = self._waiting.get(PARENT)
+        last = self._closing or (parent is not None and parent.ended is not None)
         for run in list(self._waiting.values()):
             now = time.monotonic()
             if now < self._retry_at or (self._closing and self._out_of_patience()):
                 return
-            if run.due > now and not self._closing:
+            if run.due > now and not last:
                 continue
-            parent = None if run.number == PARENT else self._runs[PARENT]
+            if run is parent and run.ended and len(self._waiting) > 1:
+                continue  # a parent run that has ended says that everything else is there
             try:
-                self._store.deliver(run, parent)
+                self._store.deliver(run, None if run.number == PARENT else self._runs[PARENT])
             except Exception as error:  # noqa: BLE001 - no failure of a store may stop a search; close() reports it
                 self._failed(run, error)
             else:
-                del self._waiting[run.number]
-                self._pause = self._retry_at = 0.0
-                self._progress = time.monotonic()
-                run.due = self._progress + (PARENT_PAUSE if run.number == PARENT else CHILD_PAUSE)
+                self._arrived(run)
+
+    def _arrived(self, run: Pending) -> None:
+        del self._waiting[run.number]
+        self._answered = True
+        self._pause = self._retry_at = 0.0
+        self._progress = time.monotonic()
+        run.due = self._progress + (PARENT_PAUSE if run.number == PARENT else CHILD_PAUSE)
+        news = run.delivered()
+        if self._delivered.get(run.number) != news:
+            # What cannot be noted is delivered again by a later process, and the store takes it once.
+            with suppress(Exception):
+                self._acknowledge(news)
+                self._delivered[run.number] = news
 
     def _failed(self, run: Pending, error: Exception) -> None:
-        self._failure = _brief(error)
+        self._failure, self._failed_at = _brief(error, self._store.uri), time.monotonic()
         del self._waiting[run.number]
         if passes(error):
             self._waiting[run.number] = run  # behind the others, so that one bad run cannot hold them up
@@ -149,29 +192,44 @@ class Delivery:
         elif self._runs[PARENT].run_id is None:
             self._refused = True
             self._waiting.clear()
-            self._problems.append(f"nothing was logged to {self._place}: {self._failure}")
+            self._problems.append(f"nothing was logged to {self._place}: {self._failure}{self._later}")
         else:
-            self._problems.append(f"{self._place} refused a part of run {run.name!r}: {self._failure}")
+            self._problems.append(f"{self._place} refused a part of run {run.label!r}: {self._failure}")
             if run.drop():
                 self._waiting[run.number] = run
 
     def _deadline(self) -> float:
-        return self._progress + PATIENCE if self._timeout is None else self._closed_at + self._timeout
+        if self._timeout is not None:
+            return self._closed_at + self._timeout
+        hopeless = self._offline and not self._answered and self._failed_at > self._closed_at
+        return self._closed_at if hopeless else self._progress + PATIENCE
 
     def _out_of_patience(self) -> bool:
         return time.monotonic() >= self._deadline()
 
     def _give_up(self) -> None:
-        """Report what the store never took. A spool on disk would save `self._waiting` here."""
-        names = [repr(run.name) for run in self._waiting.values()]
+        """Report what the store never took."""
+        names = [repr(run.label) for run in self._waiting.values()]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         why = f": {self._failure}" if self._failure else ""
-        self._problems.append(f"{self._place} did not take everything about {shown}{why}")
+        self._problems.append(f"{self._place} did not take everything about {shown}{why}{self._later}")
 
 
-def _brief(error: Exception) -> str:
-    """One line; of a long one the ends, as libraries put the cause last."""
-    line = (redact(str(error)).strip().splitlines() or [""])[0]
+def _known(known: Delivered, search: str) -> Pending:
+    """A run as an earlier process has left it."""
+    return Pending(
+        known.run,
+        run_key(search, known.run),
+        run_id=known.run_id,
+        earlier=True,
+        status=known.status,
+        epochs=known.epochs,
+    )
+
+
+def _brief(error: Exception, uri: str) -> str:
+    """One line without the password of `uri`; of a long one the ends, as libraries put the cause last."""
+    line = (redact(str(error), uri).strip().splitlines() or [""])[0]
     if len(line) > 300:
         line = f"{line[:120]} … {line[-160:]}"
     return f"{type(error).__name__}: {line}"

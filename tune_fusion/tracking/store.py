@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from tune_fusion.tracking.changes import Artifact, Pending
+from tune_fusion.tracking.changes import Pending
 from tune_fusion.tracking.uri import absolute, database_path
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ class MlflowStore:
         self.experiment = experiment
         self.experiment_id: str | None = None
         self._client: MlflowClient | None = None
+        self._children: dict[str, tuple[str, str]] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -69,12 +69,19 @@ class MlflowStore:
         """Bring everything pending about `run` to the store, and make the run where it is missing.
 
         `parent` is the run it is nested in. What the store took is removed from `run` at once, so that after
-        an error the same call goes on where it stopped; no value is ever stored twice.
+        an error the same call goes on where it stopped. No value is ever stored twice: MLflow takes the same
+        point at the same time once, and of a run that earlier processes knew no stored step is sent again.
         """
         from mlflow.entities import Metric, Param, RunTag
 
         client = self._connect()
         run_id = self._find_or_create(client, run, parent)
+        if run.reopen and not run.ended:
+            client.update_run(run_id, status="RUNNING")
+            run.status = None
+        run.reopen = False
+        if run.earlier:
+            _leave_stored(client, run_id, run)
         while run.points or run.params or run.tags:
             points = run.points[:_POINTS_A_CALL]
             params, tags = list(run.params)[:_WORDS_A_CALL], list(run.tags)[:_WORDS_A_CALL]
@@ -90,12 +97,13 @@ class MlflowStore:
             for key in tags:
                 del run.tags[key]
         while run.artifacts:
-            _upload(client, run_id, run.artifacts[0])
+            artifact = run.artifacts[0]
+            client.log_artifact(run_id, str(artifact.file), artifact.folder or None)
             del run.artifacts[0]
         if run.ended:
             status, at = run.ended
             client.set_terminated(run_id, status, at)
-            run.ended = None
+            run.status, run.ended = status, None
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
@@ -139,17 +147,39 @@ class MlflowStore:
             tags = {**run.tags, _KEY_TAG: run.key}
             if parent is not None:
                 tags["mlflow.parentRunId"] = self._find_or_create(client, parent, None)
-            experiment_id = str(self.experiment_id)
-            found = None
-            if run.attempted:  # the answer may have been lost after the run was made
-                key_filter = f"tags.`{_KEY_TAG}` = '{run.key}'"
-                found = next(iter(client.search_runs([experiment_id], key_filter, max_results=1)), None)
+            found = self._find(client, run, parent)
             run.attempted = True
             if found is None:
-                found = client.create_run(experiment_id, run.started, tags, run.name)
-                run.tags = {}
-            run.run_id = str(found.info.run_id)
+                made = client.create_run(str(self.experiment_id), run.started, tags, run.name)
+                run.run_id, run.tags = str(made.info.run_id), {}
+            else:
+                run.run_id, status = found
+                run.earlier = True
+                run.reopen |= status != "RUNNING"
         return run.run_id
+
+    def _find(self, client: MlflowClient, run: Pending, parent: Pending | None) -> tuple[str, str] | None:
+        """The id and status of a run that was made before, by another process or without an answer."""
+        if parent is None or run.attempted:
+            return self._search(client, f"tags.`{_KEY_TAG}` = '{run.key}'").get(run.key)
+        if not parent.earlier:
+            return None
+        if self._children is None:
+            self._children = self._search(client, f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+        return self._children.get(run.key)
+
+    def _search(self, client: MlflowClient, where: str) -> dict[str, tuple[str, str]]:
+        """Ids and states of runs by their keys."""
+        found: dict[str, tuple[str, str]] = {}
+        token = None
+        while True:
+            page = client.search_runs([str(self.experiment_id)], where, page_token=token)
+            for run in page:
+                if _KEY_TAG in run.data.tags:
+                    found[run.data.tags[_KEY_TAG]] = (str(run.info.run_id), str(run.info.status))
+            token = page.token
+            if not token:
+                return found
 
 
 def passes(error: Exception) -> bool:
@@ -163,17 +193,14 @@ def passes(error: Exception) -> bool:
     return type(error).__name__ in ("OperationalError", "InterfaceError") or isinstance(error, ImportError)
 
 
-def _upload(client: MlflowClient, run_id: str, artifact: Artifact) -> None:
-    folder, _, name = artifact.name.rpartition("/")
-    if callable(artifact.source):
-        client.log_text(run_id, artifact.source(), artifact.name)
-    elif artifact.source.name == name:
-        client.log_artifact(run_id, str(artifact.source), folder or None)
-    else:  # MLflow names an artifact as its file is named
-        with tempfile.TemporaryDirectory() as scratch:
-            link = Path(scratch, name)
-            link.symlink_to(artifact.source.resolve(strict=True))
-            client.log_artifact(run_id, str(link), folder or None)
+def _leave_stored(client: MlflowClient, run_id: str, run: Pending) -> None:
+    """Forget the pending points of steps that earlier processes have stored.
+
+    They are the same values, but where a journal lost its end the time may be another, and so the point.
+    """
+    for key in {point.key for point in run.points} - run.steps.keys():
+        run.steps[key] = {stored.step for stored in client.get_metric_history(run_id, key)}
+    run.points = [point for point in run.points if point.step not in run.steps[point.key]]
 
 
 @contextmanager

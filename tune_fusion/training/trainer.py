@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,38 @@ class Trainer:
             self._schedule.step()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return EpochResult(self.epoch, finite, diverged)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epochs depend on, as ``torch.load(weights_only=True)`` reads it.
+
+        Random numbers, the order of the images and their augmentation are made from the seed and the epoch's
+        number alone and leave no state behind: these two stand for all of them, and nothing else is random.
+        Tensors are the live ones: write them down before the next epoch.
+        """
+        return {
+            "seed": self.bench.seed,
+            "epoch": self.epoch,
+            "model": self.bench.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self._schedule is None else self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the trainer stood that gave `state`: the next epochs are the same, bit for bit.
+
+        It must have had the same configuration, and its workbench the same settings; ValueError where their
+        seeds differ. The optimizer goes on with the tensors in `state` themselves.
+        """
+        if state["seed"] != self.bench.seed:
+            raise ValueError(f"the state is of seed {state['seed']}, the workbench has {self.bench.seed}")
+        self.epoch = state["epoch"]
+        self.bench.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["schedule"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
 
     def _train(self) -> float:
         """One pass over the training batches; the mean loss an image, or the first one not finite."""

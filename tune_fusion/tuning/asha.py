@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tune_fusion.events import RungDecision
 from tune_fusion.space.settings import AshaSettings
 
 
@@ -28,15 +29,29 @@ class Asha:
         self._sign = 1.0 if direction == "max" else -1.0
         self._values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.rungs}
 
-    def report(self, trial: int, epoch: int, value: float) -> bool:
-        """True when `trial`, whose metric is `value` after `epoch`, goes on. A trial counts once a rung."""
+    def judge(self, trial: int, epoch: int, value: float) -> RungDecision | None:
+        """Whether `trial`, whose metric is `value` after `epoch`, goes on; None where there is no rung."""
         if epoch not in self._values:
-            return True
-        rung = self._values[epoch]
-        rung[trial] = self._sign * value
-        kept = max(1, len(rung) // self.reduction_factor)
-        cutoff = sorted(rung.values(), reverse=True)[kept - 1]
-        return rung[trial] >= cutoff
+            return None
+        values = sorted((self._values[epoch] | {trial: self._sign * value}).values(), reverse=True)
+        kept = max(1, len(values) // self.reduction_factor)
+        cutoff = values[kept - 1]
+        return RungDecision(
+            seen=len(values), kept=kept, cutoff=self._sign * cutoff, goes_on=self._sign * value >= cutoff
+        )
+
+    def tell(self, trial: int, epoch: int, value: float) -> None:
+        """Remember what `trial` reached; it counts once a rung."""
+        if epoch in self._values:
+            self._values[epoch][trial] = self._sign * value
+
+    @property
+    def values(self) -> dict[int, dict[int, float]]:
+        """What each rung has seen: the metric by trial, by epoch of the rung."""
+        return {
+            epoch: {trial: self._sign * value for trial, value in rung.items()}
+            for epoch, rung in self._values.items()
+        }
 
 
 def rung_epochs(settings: AshaSettings, max_epochs: int) -> tuple[int, ...]:

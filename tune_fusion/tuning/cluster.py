@@ -6,10 +6,12 @@ import functools
 import logging
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import ResourceSettings
@@ -20,6 +22,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Workers stay in the process group of the Ray that started them: see `_guardian`.
+    "RAY_process_group_cleanup_enabled": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -57,21 +61,28 @@ def connected(address: str | None) -> Iterator[None]:
 
     target = _target(address)
     _check_address(target)
-    own = target == "local"
-    options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if own else {}
-    try:
-        with _signals_left_to_us():
-            ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
-            "start one with 'ray start --head', or leave --address out to run on this machine alone"
-        ) from error
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        options = stack.enter_context(_our_own_ray()) if target == "local" else {}
+        try:
+            with _unobtrusive():
+                ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
+                "start one with 'ray start --head', or leave --address out to run on this machine alone"
+            ) from error
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            disconnect()
+
+
+def disconnect() -> None:
+    """Leave Ray before the block of `connected` ends; every worker of ours ends with that."""
+    import ray
+
+    ray.shutdown()
 
 
 def _target(address: str | None) -> str:
@@ -88,23 +99,69 @@ def check_machine(address: str | None, resources: ResourceSettings, gpus: int) -
 
 
 @contextmanager
-def _signals_left_to_us() -> Iterator[None]:
-    """Starts Ray without its handler of SIGTERM, and its processes outside our process group.
+def _unobtrusive() -> Iterator[None]:
+    """Connects Ray without its handler of SIGTERM and without its messages on our standard output.
 
-    A signal to us or to the whole group (a terminal's Ctrl-C, ``timeout``, a service manager) then ends the
-    search in order, instead of the Ray beneath it. Ray has no settings for this; on macOS it needs its
-    processes in our group.
+    It tells there of every worker that died, amid the live table; the engine tells of it, too. Ray has no
+    settings for this.
     """
-    from ray._private import services, utils
+    from ray._private import utils, worker
 
-    popen, handler = services.ConsolePopen, utils.set_sigterm_handler
-    if sys.platform == "linux":
-        services.ConsolePopen = functools.partial(popen, process_group=0)
-    utils.set_sigterm_handler = lambda _: None
+    handler, messages = utils.set_sigterm_handler, worker.listen_error_messages
+    utils.set_sigterm_handler = worker.listen_error_messages = lambda *_: None
     try:
         yield
     finally:
-        services.ConsolePopen, utils.set_sigterm_handler = popen, handler
+        utils.set_sigterm_handler, worker.listen_error_messages = handler, messages
+
+
+@contextmanager
+def _our_own_ray() -> Iterator[dict[str, Any]]:
+    """The options of ``ray.init`` for a Ray that only this machine reaches and that ends when we do."""
+    from ray._private import ray_constants, services
+
+    popen, clusters = services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER
+    with _guardian() as group:
+        # Ray's switch for "one machine only", read from the environment when Ray is imported, as it has been
+        # by now. Its servers then listen on 127.0.0.1 instead of all interfaces; `_node_ip_address` does not
+        # do that, as `ray.init` replaces a loopback address there.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        if group is not None:
+            services.ConsolePopen = functools.partial(popen, process_group=group)
+        try:
+            yield {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        finally:
+            services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, clusters
+
+
+@contextmanager
+def _guardian() -> Iterator[int | None]:
+    """A process group for Ray that is killed when this block is left or when we die, however that happens.
+
+    Left to themselves, workers that start or train while the rest of Ray dies stay for half a minute, and
+    stopped ones for ever. Being no part of our group, Ray also gets none of the signals sent to it (a
+    terminal's Ctrl-C, ``timeout``, a service manager), so that the search can end in order.
+
+    None on other systems than Linux: there Ray needs its processes in our group, and looks after them itself.
+    """
+    if sys.platform != "linux":
+        yield None
+        return
+    # It reads until we close our end of the pipe or die; `kill 0` is its whole group.
+    guardian = subprocess.Popen(
+        ["/bin/sh", "-c", "trap '' HUP INT TERM; read _; kill -9 0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        process_group=0,
+    )
+    assert guardian.stdin is not None
+    try:
+        yield guardian.pid
+    finally:
+        guardian.stdin.close()
+        guardian.wait()
 
 
 def _check_address(target: str) -> None:

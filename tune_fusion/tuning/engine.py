@@ -1,13 +1,30 @@
-"""Every decision of a search: what is tried next, what trains on, what is told to whom. Knows no Ray."""
+"""Every decision of a search: what is tried next, what trains on, what is told to whom. Knows no Ray.
+
+A decision becomes an event, the event is written down, and only then it takes effect. Nothing else changes
+the engine, so that the events alone, in their order, bring it back to where it was (`Engine.replay`).
+"""
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
+from tune_fusion.events import (
+    ArmExhausted,
+    Chronicle,
+    Closed,
+    EpochEnded,
+    Event,
+    Failed,
+    Noted,
+    RungDecision,
+    Status,
+    Suggested,
+    WorkerLost,
+)
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord, TrialState
 from tune_fusion.space.configuration import ALL, Configuration
 from tune_fusion.space.domain import largest
@@ -24,6 +41,10 @@ _MOST_DUPLICATES = 50
 _HOPELESS = 3
 
 
+class DivergenceError(ValueError):
+    """The engine decides otherwise than the event it is told says."""
+
+
 @dataclass
 class SearchArm:
     """One arm: its own study, its own rungs, its own budget of trials."""
@@ -33,6 +54,8 @@ class SearchArm:
     asha: Asha
     budget: int
     started: int = 0
+    duplicates: int = 0
+    """Suggestions in a row that were tried before."""
 
     @property
     def spent(self) -> bool:
@@ -42,28 +65,38 @@ class SearchArm:
 
 @dataclass
 class _Live:
-    arm: SearchArm
-    suggestion: Suggestion
+    """A trial without an end."""
+
+    arm: SearchArm | None
+    """None where the space has no such arm any more: no rung stops the trial."""
+    suggestion: Suggestion | None
+    """None where the space does not allow its configuration any more: the study learns nothing of it."""
     key: str
+    handed_out: bool = False
+    """True while a worker trains it."""
 
 
 @dataclass
 class Engine:
     """The search as a sequence of decisions, driven by whoever runs the trials.
 
-    `suggest` gives trials to run, `report` says whether one trains on, `fail` and `interrupt` end it. The
-    arms take their turns in order: controls first, then the fusions.
+    `suggest` gives trials to run, `report` says whether one trains on, `fail` and `lose` are told what went
+    wrong. The arms take their turns in order: controls first, then the fusions.
     """
 
     space: SearchSpace
     vocabulary: Vocabulary
-    record: SearchRecord
+    chronicle: Chronicle
     layer_names: Sequence[str]
     slots: Callable[[], int]
     """How many trials may run at once, asked before each start (a cluster may grow)."""
+    write: Callable[[Event], None] = lambda event: None
+    """Writes an event down before it takes effect; with an error it raises, nothing starts any more."""
     listeners: Sequence[SearchListener] = ()
     broken: str = ""
     """Why the search cannot go on, where the first trials all failed alike."""
+    draining: bool = False
+    """True: nothing starts any more, as the search is about to be left."""
     arms: list[SearchArm] = field(init=False)
     """In the order in which they take their turns."""
     _live: dict[int, _Live] = field(default_factory=dict)
@@ -71,128 +104,307 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.arms = make_arms(self.space)
-        if self.space.search.sampler == "grid":
-            for arm in self.arms:
-                if sum(1 for _ in islice(grid_parameters(self.space, arm.name), arm.budget + 1)) > arm.budget:
-                    self._note(
-                        f"the {arm.name} arm tries the first {arm.budget} points of a larger grid, in the "
-                        "file's order; more --trials would try all"
-                    )
+
+    @property
+    def record(self) -> SearchRecord:
+        """The record of the search; changed by events alone."""
+        return self.chronicle.record
 
     @property
     def running(self) -> int:
-        """Trials handed out and not yet ended."""
-        return len(self._live)
+        """Trials that workers train right now."""
+        return sum(live.handed_out for live in self._live.values())
 
     @property
     def finished(self) -> bool:
-        """True when no further trial will be suggested."""
-        return bool(self.broken) or all(arm.spent for arm in self.arms)
+        """True when every trial has ended and no further one will start."""
+        return bool(self.broken) or (not self._live and all(arm.spent for arm in self.arms))
+
+    def begin(self) -> None:
+        """Say once what should be known before the first trial."""
+        if self.space.search.sampler != "grid" or self.record.trials:
+            return
+        for arm in self.arms:
+            if sum(1 for _ in islice(grid_parameters(self.space, arm.name), arm.budget + 1)) > arm.budget:
+                self.note(
+                    f"the {arm.name} arm tries the first {arm.budget} points of a larger grid, in the file's "
+                    "order; more --trials would try all"
+                )
+
+    def note(self, text: str) -> None:
+        """Keep something that people should know of the search, once."""
+        if text not in self.record.notes:
+            self._happen(Noted(note=text))
+
+    def replay(self, event: Event, *, strict: bool = True) -> None:
+        """Take in an event of an earlier process; it is neither written again nor told to listeners.
+
+        With `strict`, DivergenceError is raised where this engine decides otherwise: its space or its code
+        is not the one that wrote the event. Without, what was decided stays decided.
+        """
+        if strict:
+            self._compare(event)
+        self._apply(event, self._repeated(event, strict=strict) if isinstance(event, Suggested) else None)
 
     def suggest(self) -> TrialRecord | None:
-        """The next trial to run, or None: when finished, or while every slot is taken."""
-        if self.running >= self.slots():
+        """The next trial to run, or None: when finished, or while every slot is taken.
+
+        A trial whose worker was lost, or that ran when an earlier process ended, comes before a new one.
+        """
+        if self.draining or self.broken or self.running >= self.slots():
             return None
-        while not self.finished:
-            arm = next(arm for arm in self.arms if not arm.spent)
-            fresh = self._fresh_suggestion(arm)
-            if fresh is not None:
-                return self._start(arm, *fresh)
-            arm.budget = arm.started
+        for number, live in self._live.items():
+            if not live.handed_out:
+                live.handed_out = True
+                return self.record.trials[number]
+        for arm in self.arms:
+            if not arm.spent and (trial := self._new_trial(arm)) is not None:
+                return trial
         return None
 
-    def report(self, number: int, metrics: Mapping[str, float], *, diverged: bool = False) -> bool:
-        """Take in one epoch of a trial; True when it trains on."""
-        live, trial = self._live[number], self.record.trials[number]
-        trial.epochs.append(dict(metrics))
-        for listener in self.listeners:
-            listener.epoch_ended(trial)
-        if diverged:
-            self._end(number, TrialState.DIVERGED, f"loss not finite in epoch {len(trial.epochs)}")
-            return False
-        epoch = len(trial.epochs)
-        if epoch >= trial.max_epochs:
-            self._end(number, TrialState.COMPLETED)
-            return False
-        goes_on = live.arm.asha.report(number, epoch, metrics[self.record.metric])
-        if not goes_on and trial.origin != "default":
-            self._end(number, TrialState.STOPPED, f"stopped at rung {epoch}")
-            return False
-        return True
+    def report(
+        self, number: int, metrics: Mapping[str, float], *, diverged: bool = False, node: str = ""
+    ) -> bool:
+        """Take in one epoch of a trial, the next one of its record; True when it trains on."""
+        trial = self.record.trials[number]
+        epoch = len(trial.epochs) + 1
+        rung = self._judge(number, epoch, metrics, diverged)
+        ends, reason = self._verdict(trial, epoch, rung, diverged)
+        event = EpochEnded(
+            trial=number,
+            epoch=epoch,
+            metrics=dict(metrics),
+            diverged=diverged,
+            node=node,
+            rung=rung,
+            ends=ends,
+            reason=reason,
+        )
+        self._happen(event)
+        return ends is None
 
-    def fail(self, number: int, reason: str) -> None:
-        """An error ended the trial."""
+    def set_aside(self, number: int) -> None:
+        """No worker trains the trial any more, without any fault of it: it goes on when it is resumed."""
         if number in self._live:
-            self._end(number, TrialState.FAILED, reason)
-        failed = [t.reason for t in self.record.trials if t.state is TrialState.FAILED]
-        if (
-            len(failed) >= _HOPELESS
-            and len(set(failed)) == 1
-            and not any(t.epochs for t in self.record.trials)
-        ):
-            self.broken = failed[0]
+            self._live[number].handed_out = False
 
-    def interrupt(self) -> None:
-        """End every running trial as interrupted."""
-        for number in list(self._live):
-            self._end(number, TrialState.INTERRUPTED, "search interrupted")
+    def fail(self, number: int, reason: str, *, infeasible: bool = False) -> None:
+        """An error of its training ended the trial; `infeasible`: it does not fit into memory."""
+        if number not in self._live:
+            return
+        self._happen(Failed(trial=number, reason=reason, infeasible=infeasible))
+        self._check_broken()
 
-    def _fresh_suggestion(self, arm: SearchArm) -> tuple[Suggestion, str] | None:
-        """A suggestion that differs in effect from every earlier trial; None when there seems to be none."""
-        for _ in range(_MOST_DUPLICATES):
+    def lose(self, number: int, reason: str) -> None:
+        """The trial's worker is gone: `suggest` gives the trial again, until its retries are spent."""
+        if number not in self._live:
+            return
+        losses, retries = self.record.trials[number].losses + 1, self.space.search.retries
+        ends = losses > retries
+        if ends and retries:
+            reason = f"{reason} (its worker was lost {losses} times)"
+        self._happen(WorkerLost(trial=number, reason=reason, ends=ends))
+        self._check_broken()
+
+    def close(self, status: Status, problem: str = "") -> None:
+        """Leave the search; trials without an end are interrupted, and go on when it is resumed."""
+        running = [self.record.trials[number] for number in self._live]
+        self._happen(Closed(status=status, problem=problem))
+        for listener in self.listeners:
+            for trial in running:
+                listener.trial_ended(trial)
+
+    def _new_trial(self, arm: SearchArm) -> TrialRecord | None:
+        """Start a configuration that differs in effect from every earlier one; None: there seems to be none.
+
+        The arm is exhausted then.
+        """
+        while arm.duplicates < _MOST_DUPLICATES:
             suggestion = arm.study.ask()
             if suggestion is None:
-                self._note(f"the {arm.name} arm's grid ended after {arm.started} trials")
+                note = f"the {arm.name} arm's grid ended after {arm.started} trials"
+                self._happen(ArmExhausted(arm=arm.name, note=note))
                 return None
-            key = effective_key(suggestion.configuration, self.vocabulary)
+            configuration = suggestion.configuration
+            key = self._key(configuration)
             earlier = self._known.get(key)
+            event = Suggested(
+                arm=arm.name,
+                origin=suggestion.origin,
+                parameters=suggestion.parameters,
+                configuration=configuration.to_dict(),
+                key=key,
+                trial=len(self.record.trials) if earlier is None else None,
+                duplicate_of=None if earlier is None else earlier.number,
+                switch_layer_name=self._switch_name(configuration),
+                single=is_single(configuration, self.vocabulary),
+            )
+            self._happen(event, suggestion)
             if earlier is None:
-                return suggestion, key
-            self.record.duplicates += 1
-            self._tell(arm, suggestion, earlier)
-        self._note(f"the {arm.name} arm found no new configuration after {arm.started} trials")
+                trial = self.record.trials[-1]
+                self._live[trial.number].handed_out = True
+                return trial
+        note = f"the {arm.name} arm found no new configuration after {arm.started} trials"
+        self._happen(ArmExhausted(arm=arm.name, note=note))
         return None
 
-    def _start(self, arm: SearchArm, suggestion: Suggestion, key: str) -> TrialRecord:
-        configuration = suggestion.configuration
-        trial = TrialRecord(
-            number=len(self.record.trials),
-            arm=arm.name,
-            origin=suggestion.origin,
-            configuration=configuration.to_dict(),
-            parameters=dict(configuration.flat()),
-            switch_layer_name=self._switch_name(configuration),
-            single=is_single(configuration, self.vocabulary),
-            max_epochs=configuration.training.epochs,
-            started=time.time(),
-        )
-        arm.started += 1
-        self.record.trials.append(trial)
-        self._known[key] = trial
-        self._live[trial.number] = _Live(arm, suggestion, key)
-        for listener in self.listeners:
-            listener.trial_started(trial)
-        return trial
+    def _judge(
+        self, number: int, epoch: int, metrics: Mapping[str, float], diverged: bool
+    ) -> RungDecision | None:
+        if diverged or epoch >= self.record.trials[number].max_epochs:
+            return None
+        arm = self._live[number].arm
+        return None if arm is None else arm.asha.judge(number, epoch, metrics[self.record.metric])
 
-    def _end(self, number: int, state: TrialState, reason: str = "") -> None:
-        live, trial = self._live.pop(number), self.record.trials[number]
-        trial.state, trial.reason, trial.ended = state, reason, time.time()
-        self._tell(live.arm, live.suggestion, trial)
-        if state is TrialState.FAILED:
-            # A failure may be the machine's and not the configuration's: it may be suggested again.
+    def _verdict(
+        self, trial: TrialRecord, epoch: int, rung: RungDecision | None, diverged: bool
+    ) -> tuple[TrialState | None, str]:
+        """How the trial ends with this epoch, if it does, and why."""
+        if diverged:
+            return TrialState.DIVERGED, f"loss not finite in epoch {epoch}"
+        if epoch >= trial.max_epochs:
+            return TrialState.COMPLETED, ""
+        if rung is not None and not rung.goes_on and trial.origin != "default":
+            return TrialState.STOPPED, f"stopped at rung {epoch}"
+        return None, ""
+
+    def _check_broken(self) -> None:
+        failed = [t.reason for t in self.record.trials if t.state is TrialState.FAILED]
+        alike = len(failed) >= _HOPELESS and len(set(failed)) == 1
+        if alike and not any(t.epochs for t in self.record.trials):
+            self.broken = failed[0]
+
+    def _happen(self, event: Event, suggestion: Suggestion | None = None) -> None:
+        """Write an event down, let it take effect, and tell the listeners."""
+        try:
+            self.write(event)
+        except OSError:
+            # The study may have been asked for what is nowhere written: it must not be asked again.
+            self.draining = True
+            raise
+        self._apply(event, suggestion)
+        match event:
+            case Suggested(trial=int(number)):
+                for listener in self.listeners:
+                    listener.trial_started(self.record.trials[number])
+            case EpochEnded() | WorkerLost() | Failed():
+                trial = self.record.trials[event.trial]
+                for listener in self.listeners:
+                    if isinstance(event, EpochEnded):
+                        listener.epoch_ended(trial)
+                    if trial.ended is not None:
+                        listener.trial_ended(trial)
+
+    def _apply(self, event: Event, suggestion: Suggestion | None = None) -> None:
+        """Let an event take effect; `suggestion` is what the study gave for it."""
+        match event:
+            case Suggested():
+                self._apply_suggested(event, suggestion)
+                return
+            case EpochEnded():
+                arm = self._live[event.trial].arm
+                if arm is not None and event.rung is not None:
+                    arm.asha.tell(event.trial, event.epoch, event.metrics[self.record.metric])
+            case WorkerLost():
+                self._live[event.trial].handed_out = False
+            case ArmExhausted():
+                arm = self._arm(event.arm)
+                if arm is not None:
+                    arm.budget = arm.started
+        self.chronicle.apply(event)
+        if isinstance(event, EpochEnded | WorkerLost | Failed):
+            self._settle(self.record.trials[event.trial])
+
+    def _apply_suggested(self, event: Suggested, suggestion: Suggestion | None) -> None:
+        arm = self._arm(event.arm)
+        self.chronicle.apply(event)
+        if event.trial is None:
+            if arm is not None:
+                arm.duplicates += 1
+            if arm is not None and suggestion is not None and event.duplicate_of is not None:
+                self._tell(arm, suggestion, self.record.trials[event.duplicate_of])
+            return
+        trial = self.record.trials[event.trial]
+        self._known[event.key] = trial
+        if arm is not None:
+            arm.started, arm.duplicates = arm.started + 1, 0
+        self._live[trial.number] = _Live(arm, suggestion, event.key)
+
+    def _repeated(self, event: Suggested, *, strict: bool) -> Suggestion | None:
+        """What the study gave for an earlier suggestion; None where the space does not allow it any more."""
+        arm = self._arm(event.arm)
+        if arm is None:
+            return None
+        try:
+            return arm.study.repeat(
+                event.parameters, Configuration.from_dict(event.configuration), event.origin
+            )
+        except ValueError as error:
+            if strict:
+                raise DivergenceError(f"the space does not allow this suggestion: {error}") from error
+            arm.study.skip()
+            return None
+
+    def _settle(self, trial: TrialRecord) -> None:
+        """Tell the study how a trial ended, if it did."""
+        if trial.ended is None:
+            return
+        live = self._live.pop(trial.number)
+        if live.arm is not None and live.suggestion is not None:
+            self._tell(live.arm, live.suggestion, trial)
+        if trial.state is TrialState.FAILED and not trial.infeasible:
+            # The failure may be the machine's and not the configuration's: it may be suggested again.
             del self._known[live.key]
-        for listener in self.listeners:
-            listener.trial_ended(trial)
+
+    def _compare(self, event: Event) -> None:
+        """Raise DivergenceError where an event is not what this engine would have made of it."""
+        match event:
+            case Suggested():
+                configuration = Configuration.from_dict(event.configuration)
+                arm = self._arm(event.arm)
+                if arm is None or (event.trial is not None and arm.spent):
+                    raise DivergenceError(f"the {event.arm} arm has no trial left for this suggestion")
+                if event.key != self._key(configuration):
+                    raise DivergenceError("the configuration now means something else")
+                number = len(self.record.trials) if event.trial is not None else None
+                if event.trial != number:
+                    raise DivergenceError(
+                        f"trial {event.trial} comes after trial {len(self.record.trials) - 1}"
+                    )
+            case EpochEnded():
+                trial = self.record.trials[event.trial]
+                if event.trial not in self._live or event.epoch != len(trial.epochs) + 1:
+                    raise DivergenceError(f"trial {event.trial} has no epoch {event.epoch} here")
+                rung = self._judge(event.trial, event.epoch, event.metrics, event.diverged)
+                if rung != event.rung:
+                    raise DivergenceError(
+                        f"the rung decides otherwise now: {_words(rung)}, not {_words(event.rung)}"
+                    )
+                if self._verdict(trial, event.epoch, rung, event.diverged)[0] != event.ends:
+                    raise DivergenceError(f"trial {event.trial} would not end like this now")
+            case WorkerLost() | Failed():
+                if event.trial not in self._live:
+                    raise DivergenceError(f"trial {event.trial} is not running here")
 
     def _tell(self, arm: SearchArm, suggestion: Suggestion, trial: TrialRecord) -> None:
         arm.study.tell(suggestion, trial, self.record.value(trial), self.record.metric)
+
+    def _arm(self, name: str) -> SearchArm | None:
+        """The arm, or None where the space has no such arm any more."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def _key(self, configuration: Configuration) -> str:
+        return hashlib.sha256(effective_key(configuration, self.vocabulary).encode()).hexdigest()[:16]
 
     def _switch_name(self, configuration: Configuration) -> str:
         switch = configuration.switch_layer
         return ALL if switch == ALL else self.layer_names[int(switch)]
 
-    def _note(self, text: str) -> None:
-        self.record.notes.append(text)
+
+def _words(rung: RungDecision | None) -> str:
+    if rung is None:
+        return "no rung"
+    return f"{'on' if rung.goes_on else 'stop'} at {rung.cutoff:.6g} ({rung.kept} of {rung.seen})"
 
 
 def make_arms(space: SearchSpace) -> list[SearchArm]:

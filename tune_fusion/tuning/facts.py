@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -28,6 +29,19 @@ def versions() -> dict[str, str]:
 
     found = {"tune_fusion": __version__, "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def code() -> dict[str, str]:
+    """What a search must find unchanged to go on as it began: `versions`, and a digest of the sources."""
+    return versions() | {"sources": _source_digest()}
+
+
+def _source_digest() -> str:
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def git_commit() -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# `timeout` and other wrappers send a signal to the process and to its group: so soon it is the same request.
+_SAME_REQUEST_SECONDS = 0.2
 
 
 class Interrupted(KeyboardInterrupt):
@@ -22,22 +26,52 @@ class Interruption:
     """Turns the first signal into `Interrupted`, and the second one into the process's end.
 
     It is raised at once until `defer` is called; from then on only where `check` is called, so that nothing
-    half-done is torn apart.
+    half-done is torn apart. To be entered on the main thread.
     """
 
     def __init__(self) -> None:
         self._deferred = False
         self._signum: int | None = None
+        self._signalled_at: float | None = None
         self._previous: dict[int, Any] = {}
+        self._previous_wakeup = -1
+        self._writer = -1
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def signalled(self) -> bool:
+        """True when a signal has come."""
+        return self._signum is not None
+
+    @property
+    def signalled_at(self) -> float | None:
+        """When the first signal was taken, by `time.monotonic`; None where none has come."""
+        return self._signalled_at
+
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with: 130 after Ctrl-C, 143 after SIGTERM, 0 without a signal."""
+        return 0 if self._signum is None else 128 + self._signum
 
     def __enter__(self) -> Interruption:
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
         self._previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._watcher = threading.Thread(
+            target=_end_at_second_signal, args=(reader,), name="second-signal", daemon=True
+        )
+        self._watcher.start()
         self.install()
         return self
 
     def __exit__(self, *error: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        os.close(self._writer)
+        assert self._watcher is not None
+        self._watcher.join()
 
     def install(self) -> None:
         """Take the signals; to be called again after Ray has started, which takes SIGTERM for itself."""
@@ -54,8 +88,25 @@ class Interruption:
             raise Interrupted(self._signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
-            os._exit(128 + signum)
-        self._signum = signum
-        if not self._deferred:
-            self.check()
+        if self._signum is None:
+            self._signum, self._signalled_at = signum, time.monotonic()
+            if not self._deferred:
+                self.check()
+
+
+def _end_at_second_signal(reader: int) -> None:
+    """Reads the numbers of signals as they come, until the other end is closed; the second is the last.
+
+    On a thread, because Python calls a handler only between two steps of the main thread, which may wait for
+    seconds in Ray's or torch's C++ code; two signals in that time would be one.
+    """
+    first: float | None = None
+    while number := os.read(reader, 1):
+        if number[0] not in _SIGNALS:
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first > _SAME_REQUEST_SECONDS:
+            os._exit(128 + number[0])
+    os.close(reader)

@@ -2,48 +2,74 @@
 
 from __future__ import annotations
 
-import re
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tune_fusion.errors import InputError
+from tune_fusion.commands import DEFAULT_OUTPUT, DEFAULT_TRACKING
 from tune_fusion.folders import new_folder
-from tune_fusion.tracking.mlflow_logger import check_tracking
+from tune_fusion.runs import RunFolder, run_folder
+from tune_fusion.tracking.mlflow_logger import check_tracking, redact
 from tune_fusion.training.checks import Checked
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+from tune_fusion.tuning.ownership import owner
 
 
 @dataclass(frozen=True)
 class Request:
     """A search as the command line asks for it."""
 
-    space: str
+    space: str | None = None
+    """None only where `resume` names a search."""
     overrides: tuple[str, ...] = ()
     name: str | None = None
-    output: Path = Path("runs")
-    tracking_uri: str = "sqlite:///mlflow.db"
+    output: Path = DEFAULT_OUTPUT
+    tracking_uri: str = DEFAULT_TRACKING
+    offline: bool = False
+    """Start although the tracking store does not answer."""
     address: str | None = None
     concurrent: int | None = None
     rehearse: bool = False
+    resume: str | None = None
+    """The name of the search to take up again."""
+    force: bool = False
+    """Take it up although something has changed."""
 
 
-def check_request(request: Request, checked: Checked) -> Path:
-    """The folder the search will make; InputError where it cannot be made or tracking does not answer."""
+def check_name(request: Request, checked: Checked) -> RunFolder:
+    """The folder that a new search will make; InputError where it cannot be made."""
     name = request.name
     if name is None:
         name = f"{checked.space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = _new_run_folder(request.output, name)
-    check_tracking(request.tracking_uri)
+    folder = run_folder(request.output, name, "--name")
+    holder = owner(folder.path) if folder.path.is_dir() else None
+    place = f"--name {name}" if holder is None else f"--name {name} (being run by {holder})"
+    new_folder(folder.path, f"--output {request.output}", place)
     return folder
 
 
-def _new_run_folder(output: Path, name: str) -> Path:
-    """The absolute folder OUTPUT/NAME, free to be made."""
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            f"--name {name!r}: a name starts with a letter or digit and has letters, digits, '.', '_' and "
-            "'-' only, at most 128 of them"
-        )
-    return new_folder(output / name, f"--output {output}", f"--name {name}")
+def check_store(request: Request) -> None:
+    """InputError where the tracking store does not answer, unless the request is for an offline search."""
+    if not request.offline:
+        check_tracking(request.tracking_uri)
+
+
+def later(command: str, request: Request, name: str) -> str:
+    """The command line that goes on with the search `name`: ``search --resume`` or ``sync``."""
+    words = [
+        sys.executable,
+        "-m",
+        f"tune_fusion.{command}",
+        *(["--resume"] if command == "search" else []),
+        name,
+    ]
+    if request.output != DEFAULT_OUTPUT:
+        words += ["--output", str(request.output)]
+    if request.tracking_uri != DEFAULT_TRACKING:
+        words += ["--tracking-uri", redact(request.tracking_uri)]
+    if command == "search" and request.address is not None:
+        words += ["--address", request.address]
+    if command == "search" and request.concurrent is not None:
+        words += ["--concurrent", str(request.concurrent)]
+    return shlex.join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import optuna
 
 from tune_fusion.records import TrialRecord, TrialState
 from tune_fusion.space.configuration import Configuration
+from tune_fusion.space.domain import same_value
 from tune_fusion.space.sampling import Arm, Scalar, default_parameters, draw, grid_parameters
 from tune_fusion.space.schema import SearchSpace
 
@@ -23,6 +24,8 @@ class Suggestion:
 
     configuration: Configuration
     origin: Literal["default", "sampled"]
+    parameters: dict[str, Scalar]
+    """What the study was asked for, and answered."""
     trial: optuna.Trial
 
 
@@ -56,27 +59,57 @@ class Study:
             if point is None:
                 return None
             self._study.enqueue_trial(point)
-        self._study.sampler = self._sampler()
+        return self._ask(self._sampler(), origin)
+
+    def repeat(
+        self,
+        parameters: Mapping[str, Scalar],
+        configuration: Configuration,
+        origin: Literal["default", "sampled"],
+    ) -> Suggestion:
+        """What `ask` gave when its answers were `parameters`; the study is then as it was after that.
+
+        Raises ValueError where the space does not allow these answers (any more), or they would no longer
+        mean what they meant in `configuration`; the study is unchanged.
+        """
+        drawn = draw(self._space, self._arm, _Repeating(parameters))
+        _check_meaning(parameters, configuration, drawn)
+        if self._grid is not None:
+            next(self._grid, None)
+        self._study.enqueue_trial(dict(parameters))
+        return self._ask(optuna.samplers.RandomSampler(), origin)
+
+    def skip(self) -> None:
+        """Count a suggestion that the space does not allow any more: it teaches nothing."""
+        if self._grid is not None:
+            next(self._grid, None)
+        self._study.sampler = optuna.samplers.RandomSampler()
+        self._asked += 1
+        self._study.tell(self._study.ask(), state=optuna.trial.TrialState.FAIL)
+
+    def _ask(self, sampler: optuna.samplers.BaseSampler, origin: Literal["default", "sampled"]) -> Suggestion:
+        self._study.sampler = sampler
         self._asked += 1
         trial = self._study.ask()
-        return Suggestion(draw(self._space, self._arm, trial), origin, trial)
+        configuration = draw(self._space, self._arm, trial)
+        return Suggestion(configuration, origin, dict(trial.params), trial)
 
     def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
         """Tell how a trial ended, as what it is and at the epoch it reached.
 
         `value` is its best value. A stopped trial is told as pruned with the value of each epoch; a diverged
         one too, with NaN for the epoch in which it diverged, and as infeasible: TPE ranks pruned trials by
-        the epoch they reached before their value, and would take a late divergence for a success. A failed
-        or interrupted trial is told as failed, from which nothing is learnt.
+        the epoch they reached before their value, and would take a late divergence for a success. A trial
+        that does not fit into memory is infeasible, too. Other failures teach nothing.
         """
         if record.state is TrialState.COMPLETED and value is not None:
             self._study.tell(suggestion.trial, value)
             return
-        if record.state in (TrialState.STOPPED, TrialState.DIVERGED):
+        if record.state in (TrialState.STOPPED, TrialState.DIVERGED) or record.infeasible:
             for index, metrics in enumerate(record.epochs):
                 suggestion.trial.report(metrics.get(metric, math.nan), index + 1)
-            if record.state is TrialState.DIVERGED:
-                suggestion.trial.set_constraint("loss is finite", 1.0)
+            if record.state is not TrialState.STOPPED:
+                suggestion.trial.set_constraint("loss is finite, model fits", 1.0)
             self._study.tell(suggestion.trial, state=optuna.trial.TrialState.PRUNED)
             return
         self.forget(suggestion)
@@ -98,3 +131,44 @@ class Study:
             # `group` is what makes TPE model conditional spaces jointly; Optuna still calls it experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def _check_meaning(parameters: Mapping[str, Scalar], before: Configuration, now: Configuration) -> None:
+    """ValueError where an answer is not heeded any more: what was open then is another constant now."""
+    flat_before, flat_now = before.flat(), now.flat()
+    for name in parameters:
+        # "low.adam.lr" is "low.lr" in a configuration, where nothing else could be meant.
+        parts = name.split(".")
+        key = ".".join(dict.fromkeys((parts[0], parts[-1])))
+        if not same_value(flat_before.get(key), flat_now.get(key)):
+            raise ValueError(f"{name}: is {flat_now.get(key)!r} now, not {flat_before.get(key)!r}")
+
+
+class _Repeating:
+    """A suggester that gives recorded answers, and ValueError where they do not answer what is asked."""
+
+    def __init__(self, answers: Mapping[str, Scalar]) -> None:
+        self._answers = answers
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return self._within(name, low, high)
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        return int(self._within(name, low, high))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        answer = self._answer(name)
+        if not any(same_value(answer, choice) for choice in choices):
+            raise ValueError(f"{name}: {answer!r} is not among the choices {list(choices)}")
+        return answer
+
+    def _within(self, name: str, low: float, high: float) -> float:
+        answer = self._answer(name)
+        if isinstance(answer, bool) or not isinstance(answer, int | float) or not low <= answer <= high:
+            raise ValueError(f"{name}: {answer!r} is not in [{low}, {high}]")
+        return answer
+
+    def _answer(self, name: str) -> Scalar:
+        if name not in self._answers:
+            raise ValueError(f"{name} has no recorded value")
+        return self._answers[name]

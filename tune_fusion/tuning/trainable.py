@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import time
 import traceback
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,14 @@ from typing import Any
 import torch
 from ray import tune
 
+from tune_fusion.errors import TuneFusionError
+from tune_fusion.runs import RunFolder
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.settings import DataSettings, ModelSettings
-from tune_fusion.training.checkpoint import save_weights, weights_of
-from tune_fusion.training.metrics import EpochResult
+from tune_fusion.training.checkpoint import newest_checkpoint, save_checkpoint, save_weights, weights_of
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench, pick_device
+from tune_fusion.tuning.failures import Failure, failure
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class TrialPlan:
 
     model: ModelSettings
     data: DataSettings
+    fingerprint: str
+    """Of the driver's images (`ImageData.fingerprint`): those of every worker must have the same."""
     seed: int
     threads: int
     """torch threads a trial, as many as it has CPUs."""
@@ -33,25 +41,21 @@ class TrialPlan:
     metric: str
     direction: str
     run_folder: Path
-
-    def weights_path(self, trial: int) -> Path:
-        """Where a trial keeps the weights of its best epoch."""
-        return self.run_folder / "weights" / f"{trial:04d}.safetensors"
-
-    def log_path(self, trial: int) -> Path:
-        """Where a failed trial leaves its traceback."""
-        return self.run_folder / "logs" / f"trial-{trial:04d}.txt"
+    """Here trials leave checkpoints, weights and tracebacks; what becomes of them is the driver's to say."""
 
 
 class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """One `step` is one epoch. An error is reported as a result, so that the worker lives on for others."""
+    """One `step` is one epoch. An error is reported as a result, so that the worker lives on for others.
 
-    _bench: Workbench | None = None
+    After each epoch the trial can be continued by any worker from its checkpoint, which holds the results of
+    all epochs so far, and is written before the driver hears of the epoch.
+    """
 
     def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
         """Called once a worker; see `reset_config` for what follows."""
         torch.set_num_threads(plan.threads)
         self._plan = plan
+        self._folder = RunFolder(plan.run_folder)
         self._bench = Workbench(plan.model, plan.data, plan.seed, pick_device(plan.gpu))
         self.reset_config(config)
 
@@ -60,36 +64,110 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._number: int = new_config["number"]
         self._configuration = Configuration.from_dict(new_config["configuration"])
         self._trainer: Trainer | None = None
-        self._best: float | None = None
+        self._epochs: list[dict[str, Any]] = []
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch; the keys are those of `EpochResult`, with ``error`` and ``node`` beside them."""
-        node = f"{socket.gethostname()}:{os.getpid()}"
+        """Take up the trial's checkpoint if it has one and this is its first step here, else train an epoch.
+
+        Returns ``epochs``: the new ones, or all those of the checkpoint, as dictionaries with the names of
+        `EpochResult`; ``failure``: None or a `Failure`, and then no epochs; ``node``: host and process id;
+        ``checkpoint_seconds``: what this step spent on its checkpoint.
+        """
+        epochs: list[dict[str, Any]] = []
+        failed: Failure | None = None
+        self._checkpoint_seconds = 0.0
         try:
-            result = self._run_epoch()
+            epochs = self._advance()
         except Exception as error:  # noqa: BLE001  (whatever ends a trial must not end the search)
             self._log(traceback.format_exc())
-            return {"error": f"{type(error).__name__}: {error}", "node": node}
-        return {"metrics": result.metrics, "diverged": result.diverged, "error": "", "node": node}
+            failed = failure(error, self._configuration.training.batch_size, self._bench.device)
+        if failed is not None:
+            self._free()
+        return {
+            "epochs": epochs,
+            "failure": failed,
+            "node": f"{socket.gethostname()}:{os.getpid()}",
+            "checkpoint_seconds": self._checkpoint_seconds,
+        }
 
-    def _run_epoch(self) -> EpochResult:
-        assert self._bench is not None
+    def _advance(self) -> list[dict[str, Any]]:
         if self._trainer is None:
-            self._trainer = Trainer(self._bench, self._configuration)
-        result = self._trainer.run_epoch()
-        if not result.diverged:
-            self._keep_best(result.metrics[self._plan.metric])
-        return result
+            self._trainer = self._take_up()
+            if self._epochs:
+                return list(self._epochs)
+        return [self._run_epoch(self._trainer)]
 
-    def _keep_best(self, value: float) -> None:
-        sign = 1.0 if self._plan.direction == "max" else -1.0
-        if self._best is None or sign * value > sign * self._best:
-            self._best = value
-            assert self._trainer is not None
-            save_weights(weights_of(self._trainer.model), self._plan.weights_path(self._number))
+    def _take_up(self) -> Trainer:
+        """A trainer that stands where the newest checkpoint of this very trial does, or at the beginning."""
+        ours, theirs = self._bench.data.fingerprint, self._plan.fingerprint
+        # Images that only this worker cannot read are no other data where `data.on_corrupt` skips them.
+        if ours != theirs and not self._bench.data.skipped:
+            raise TuneFusionError(
+                f"data on {socket.gethostname()} differ from the driver's (fingerprint {ours[:12]} here, "
+                f"{theirs[:12]} there): the same files must be on every node"
+            )
+        trainer = Trainer(self._bench, self._configuration)
+        identity = self._identity()
+
+        def is_ours(state: Mapping[str, Any]) -> bool:
+            return bool(state.get("identity") == identity)
+
+        state = newest_checkpoint(self._folder.checkpoint_folder(self._number), is_ours)
+        if state is not None:
+            trainer.load_state_dict(state["trainer"])
+            self._epochs = state["epochs"]
+        return trainer
+
+    def _identity(self) -> dict[str, Any]:
+        """All that a trial's results depend on, so that nothing else is continued in its place."""
+        return {
+            "configuration": self._configuration.to_dict(),
+            "model": self._plan.model.model_dump(),
+            "data": self._plan.data.model_dump(),
+            "fingerprint": self._plan.fingerprint,
+            "seed": self._plan.seed,
+        }
+
+    def _run_epoch(self, trainer: Trainer) -> dict[str, Any]:
+        result = trainer.run_epoch()
+        skipped = len(self._bench.data.skipped)
+        counted = {"skipped_images": float(skipped)} if skipped else {}
+        epoch = {
+            "epoch": result.epoch,
+            "metrics": result.metrics | counted,
+            "diverged": result.diverged,
+        }
+        if not result.diverged:
+            # The weights first: a trial that is continued after this epoch does not write them again.
+            if self._is_best(result.metrics):
+                save_weights(weights_of(trainer.model), self._folder.weights(self._number))
+            self._epochs.append(epoch)
+            self._save(trainer)
+        return epoch
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        metric, sign = self._plan.metric, 1.0 if self._plan.direction == "max" else -1.0
+        return all(sign * metrics[metric] > sign * earlier["metrics"][metric] for earlier in self._epochs)
+
+    def _save(self, trainer: Trainer) -> None:
+        started = time.perf_counter()
+        state = {"identity": self._identity(), "epochs": self._epochs, "trainer": trainer.state_dict()}
+        save_checkpoint(self._folder.checkpoint_folder(self._number), trainer.epoch, state)
+        self._checkpoint_seconds = time.perf_counter() - started
+
+    def _free(self) -> None:
+        """Give the memory of a failed trial back, for the next one and for other processes."""
+        if self._trainer is not None:
+            self._trainer.optimizer.zero_grad(set_to_none=True)
+        self._trainer = None
+        gc.collect()
+        if self._bench.device.type != "cpu":
+            torch.accelerator.empty_cache()
 
     def _log(self, text: str) -> None:
-        path = self._plan.log_path(self._number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        # On a full disk the failure itself is still told.
+        with suppress(OSError):
+            path = self._folder.trial_log(self._number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")

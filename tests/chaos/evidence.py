@@ -1,0 +1,150 @@
+"""What a search must have left behind, whatever happened to it: read from its files, not by its code."""
+
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from pathlib import Path
+
+DECISIONS = ("suggested", "epoch", "failed", "exhausted", "noted")
+"""The events that are the search itself; the others tell of processes and of deliveries."""
+_STATUS = {"completed": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
+
+
+def lines(folder):
+    """The lines of the journal in a search's folder, parsed."""
+    text = (Path(folder) / "journal.jsonl").read_text()
+    assert text.endswith("\n")
+    parsed = [json.loads(line) for line in text.splitlines()]
+    assert [line["n"] for line in parsed] == list(range(1, len(parsed) + 1))
+    return parsed
+
+
+def decided(folder):
+    """How many decisions the journal holds so far; cheap enough to be asked again and again."""
+    path = Path(folder) / "journal.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    return sum(whole.count(b',"event":"%s",' % kind.encode()) for kind in DECISIONS)
+
+
+def decisions(folder):
+    """Every decision in order, without what may differ from one run to the next: times and processes."""
+    return [_lasting(line) for line in lines(folder) if line["event"] in DECISIONS]
+
+
+def _lasting(line):
+    lasting = {key: value for key, value in line.items() if key not in ("n", "at", "crc", "node")}
+    if "metrics" in lasting:
+        lasting["metrics"] = steady(lasting["metrics"])
+    return lasting
+
+
+def steady(metrics):
+    """The metrics that do not depend on the clock."""
+    return {
+        key: value
+        for key, value in metrics.items()
+        if not key.endswith("seconds") and key != "images_per_second"
+    }
+
+
+def epochs(folder):
+    """(trial, epoch) of every epoch in the journal that did not diverge, in order."""
+    return [
+        (line["trial"], line["epoch"])
+        for line in lines(folder)
+        if line["event"] == "epoch" and not line["diverged"]
+    ]
+
+
+def files(folder):
+    """Content by path, of every file in a folder."""
+    found = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def check_order(folder, trials, at_once):
+    """Every trial once, its epochs in order and none after its end, never more than `at_once` trials open.
+
+    And every rung decision is the one that the lines before it demand.
+    """
+    started = {}
+    reached = Counter()
+    ended = set()
+    rungs = defaultdict(list)
+    for line in lines(folder):
+        if line["event"] == "suggested" and line["trial"] is not None:
+            assert line["trial"] == len(started)
+            assert line["key"] not in {trial["key"] for trial in started.values()}
+            started[line["trial"]] = line
+            assert len(started) - len(ended) <= at_once
+        elif line["event"] == "suggested":
+            assert line["key"] == started[line["duplicate_of"]]["key"]
+        elif line["event"] == "epoch":
+            trial = started[line["trial"]]
+            assert line["trial"] not in ended
+            reached[line["trial"]] += 1
+            assert line["epoch"] == reached[line["trial"]]
+            rung = _rung(trial, line, rungs)
+            assert line["rung"] == rung
+            assert line["ends"] == _end(trial, line, rung)
+            if line["ends"]:
+                ended.add(line["trial"])
+    assert sorted(started) == sorted(ended) == list(range(trials))
+
+
+def _rung(trial, line, rungs, first=1, factor=3):
+    """What asynchronous halving says: the best third of the arm's trials that came so far go on."""
+    epoch, last = line["epoch"], trial["configuration"]["training"]["epochs"]
+    if line["diverged"] or epoch >= last or epoch not in [first * factor**power for power in range(9)]:
+        return None
+    value = line["metrics"]["val_accuracy"]
+    seen = rungs[trial["arm"], epoch]
+    seen.append(value)
+    kept = max(1, len(seen) // factor)
+    cutoff = sorted(seen, reverse=True)[kept - 1]
+    return {"seen": len(seen), "kept": kept, "cutoff": cutoff, "goes_on": value >= cutoff}
+
+
+def _end(trial, line, rung):
+    if line["diverged"]:
+        return "diverged"
+    if line["epoch"] == trial["configuration"]["training"]["epochs"]:
+        return "completed"
+    return "stopped" if rung and not rung["goes_on"] and trial["origin"] != "default" else None
+
+
+def check_mlflow(store, folder):
+    """The SQLite file `store` holds the completed search in `folder`: each run once, each point once."""
+    journal = lines(folder)
+    key = journal[0]["key"]
+    ends = {line["trial"]: line["ends"] for line in journal if line["event"] == "epoch" and line["ends"]}
+    ends |= {line["trial"]: "failed" for line in journal if line["event"] == "failed"}
+    ends |= {line["trial"]: "failed" for line in journal if line["event"] == "lost" and line["ends"]}
+    points = {
+        (line["trial"], line["epoch"]): line["metrics"]["val_accuracy"]
+        for line in journal
+        if line["event"] == "epoch" and "val_accuracy" in line["metrics"]
+    }
+    with sqlite3.connect(store) as database:
+
+        def rows(sql):
+            return database.execute(sql, (f"{key}%",)).fetchall()
+
+        ours = (
+            "runs r join tags k on k.run_uuid = r.run_uuid and k.key = 'tune_fusion.key' and k.value like ? "
+        )
+        trial = "join tags t on t.run_uuid = r.run_uuid and t.key = 'trial' "
+        runs = rows(f"select k.value, r.status from {ours} where r.lifecycle_stage = 'active'")
+        expected = {f"{key}-{number:04d}": _STATUS[end] for number, end in ends.items()}
+        assert sorted(runs) == sorted({key: "FINISHED", **expected}.items())
+        doubled = f"select k.value, m.key, m.step from {ours} join metrics m on m.run_uuid = r.run_uuid"
+        assert rows(f"{doubled} group by r.run_uuid, m.key, m.step having count(*) > 1") == []
+        values = f"select t.value, m.step, m.value from {ours} {trial} join metrics m"
+        stored = rows(f"{values} on m.run_uuid = r.run_uuid where m.key = 'val_accuracy'")
+        assert {(int(number), step): value for number, step, value in stored} == points
+        states = f"select t.value, s.value from {ours} {trial} join tags s on s.run_uuid = r.run_uuid"
+        assert {int(n): state for n, state in rows(f"{states} and s.key = 'state'")} == ends
+        best = json.loads((Path(folder) / "result.json").read_text())["best"]
+        marked = rows(f"{states} and s.key = 'best' and s.value = 'true'")
+        assert marked == [(str(best["trial"]), "true")]

@@ -1,0 +1,167 @@
+"""Searches as processes, for the tests that start, watch, kill and resume them."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tune_fusion.events import Chronicle
+from tune_fusion.journal import read_journal
+
+QUICK = ["--set", "data.limit=300", "--set", "training.batch_size=128"]
+"""Options that make an epoch of the space ``digits`` take a few hundredths of a second."""
+
+
+class Searches:
+    """Starts commands of the package; `close` ends what still runs, by its own pid."""
+
+    def __init__(self):
+        # Ray's sockets lie in this folder and their paths must be short.
+        self._ray_folder = tempfile.mkdtemp(prefix="tf-", dir="/tmp")
+        self._started = []
+
+    def start(self, folder, *arguments, command="search", **environment):
+        """Start ``python -m tune_fusion.COMMAND`` in `folder`, in a session of its own."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"tune_fusion.{command}", *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, "RAY_TMPDIR": self._ray_folder, "RAY_USAGE_STATS_ENABLED": "0", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, folder, *arguments, command="search", timeout=300, **environment):
+        """The same, to its end: (exit code, standard output, standard error)."""
+        process = self.start(folder, *arguments, command=command, **environment)
+        out, err = process.communicate(timeout=timeout)
+        return process.returncode, out, err
+
+    def close(self):
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        shutil.rmtree(self._ray_folder, ignore_errors=True)
+
+
+def journal(folder, name):
+    """The events of a search so far; none where it has not begun."""
+    path = Path(folder) / "runs" / name / "journal.jsonl"
+    return read_journal(path).events if path.exists() else []
+
+
+def chronicle(folder, name):
+    """The search that its journal tells of."""
+    return Chronicle.replay(journal(folder, name))
+
+
+def wait_until(condition, timeout=120, process=None):
+    """Wait until `condition()` holds; fails after `timeout` seconds, or when `process` has ended before."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        ended = process is not None and process.poll() is not None
+        assert not ended or condition(), f"ended too early: {process.communicate()}"
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def descendants(process):
+    """Every process that descends from `process`."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def trial_workers(process):
+    """The worker processes that train trials."""
+    found = []
+    for child in descendants(process):
+        try:
+            if "FusionTrial" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@contextmanager
+def ray_cluster(cpus):
+    """A Ray cluster of this machine alone, as somebody else would run it: its process and its address."""
+    with tempfile.TemporaryDirectory(prefix="tf-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        port = free_port()
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--port", str(port), "--node-ip-address", "127.0.0.1"),
+                *("--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", folder),
+                *("--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", str(200 * 2**20)),
+                *("--include-dashboard", "false", "--disable-usage-stats"),
+            ],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            for line in process.stdout:
+                if "Ray runtime started" in line:
+                    break
+            else:
+                raise AssertionError("the cluster did not start")
+            yield process, f"127.0.0.1:{port}"
+        finally:
+            family = descendants(process)
+            process.terminate()
+            process.communicate()
+            for child in family:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def free_port():
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_end(processes, timeout=20):
+    """Wait until all of these processes are gone."""
+
+    def gone():
+        return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+    def safely():
+        try:
+            return gone()
+        except psutil.NoSuchProcess:
+            return False
+
+    wait_until(safely, timeout)
+
+
+def kill(process):
+    """SIGKILL to the driver alone, and wait for its end."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def query(folder, sql):
+    """Rows of the MLflow store ``mlflow.db`` in `folder`."""
+    with sqlite3.connect(Path(folder) / "mlflow.db") as store:
+        return store.execute(sql).fetchall()

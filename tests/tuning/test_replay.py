@@ -1,0 +1,517 @@
+"""What a search has written brings a new engine to where the old one was, wherever the old one died."""
+
+import dataclasses
+import math
+import random
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import (
+    FINITE,
+    SPACE,
+    decided,
+    engine_for,
+    make_space,
+    metrics,
+    recorded_run,
+    replayed,
+    run,
+    session_of,
+    troubled,
+)
+
+from tune_fusion.events import Chronicle, EpochEnded, Failed, Session, Suggested, WorkerLost
+from tune_fusion.journal import Journal, Lines, read_journal
+from tune_fusion.records import TrialState
+from tune_fusion.runs import Past, RunFolder
+from tune_fusion.tuning.engine import DivergenceError
+from tune_fusion.tuning.resume import replay
+
+ACTIONS = {
+    "suggest": 4,
+    "report": 10,
+    "diverge": 1,
+    "fail": 1,
+    "out of memory": 1,
+    "lose": 2,
+    "set aside": 1,
+    "leave": 1,
+    "die": 1,
+}
+SPACES = {
+    "tpe": make_space(SPACE, training__epochs=3, asha__reduction_factor=2, search__trials=40),
+    "tpe by loss": make_space(
+        SPACE, training__epochs=3, search__trials=30, search__metric="val_loss", search__control_share=0
+    ),
+    "random": make_space(SPACE, search__sampler="random", search__retries=0, search__trials=14),
+    "tpe, few points": make_space(FINITE, search__sampler="tpe", search__trials=20),
+    "grid with controls": make_space(
+        FINITE.replace("  optimizers:", "  controls: [adam, sgd]\n  optimizers:"), search__trials=30
+    ),
+    "small grid": make_space(FINITE, search__trials=8),
+}
+# Few values, so that trials tie, and any value.
+VALUES = st.sampled_from([0.0, 0.25, 0.5]) | st.floats(0, 1)
+PLANS = st.lists(
+    st.tuples(
+        st.sampled_from([name for name, weight in ACTIONS.items() for _ in range(weight)]),
+        st.integers(0, 3),
+        VALUES,
+    ),
+    min_size=20,
+    max_size=110,
+)
+
+
+def asked_and_told(study):
+    """Everything an Optuna study knows; NaN as text, because it differs from itself."""
+    return [
+        (
+            trial.state,
+            trial.params,
+            trial.distributions,
+            trial.values,
+            {epoch: repr(value) for epoch, value in trial.intermediate_values.items()},
+            trial.constraints,
+        )
+        for trial in study.optuna_trials
+    ]
+
+
+def state(engine):
+    """All that an engine decides by; which trials are in a worker's hands is no part of it."""
+    chronicle = engine.chronicle
+    return {
+        "record": dataclasses.asdict(chronicle.record),
+        "sessions": chronicle.sessions,
+        "status": chronicle.status,
+        "last": chronicle.last,
+        "arms": [(a.name, a.budget, a.started, a.duplicates, a.asha.values) for a in engine.arms],
+        "studies": [asked_and_told(arm.study) for arm in engine.arms],
+        "asked": [arm.study._asked for arm in engine.arms],
+        "known": {key: trial.number for key, trial in engine._known.items()},
+        "live": [
+            (number, live.arm.name, live.suggestion.trial.number, live.suggestion.configuration, live.key)
+            for number, live in engine._live.items()
+        ],
+        "finished": engine.finished,
+    }
+
+
+def next_events(engine, trials):
+    """What the engine writes when it is asked for more trials than run."""
+    events, running = [], engine.running
+    engine.write, engine.slots = events.append, lambda: running + trials
+    for _ in range(trials):
+        engine.suggest()
+    return decided(events)
+
+
+class Driver:
+    """Drives an engine as a plan says, writing a real journal, and reads it back where it dies."""
+
+    def __init__(self, space, slots, path):
+        self.space, self.slots, self.path = space, slots, path
+        self.journal = Journal(path)
+        session = session_of(space)
+        self.journal.append(session)
+        self.engine = engine_for(space, session, slots, write=self.journal.append)
+        self.engine.begin()
+        self.running = []
+
+    def act(self, action, which, value):
+        if action in ("leave", "die"):
+            if action == "leave":
+                self.engine.close("interrupted")
+            self.resume()
+        elif action == "suggest" or not self.running:
+            self.start()
+        else:
+            number = self.running.pop(which % len(self.running))
+            if self.train(action, number, value):
+                self.running.append(number)
+
+    def start(self):
+        trial = self.engine.suggest()
+        if trial is not None:
+            self.running.append(trial.number)
+
+    def train(self, action, number, value):
+        engine = self.engine
+        match action:
+            case "report":
+                return engine.report(number, metrics(value), node="host:1")
+            case "diverge":
+                return engine.report(number, {"train_seconds": value}, diverged=True)
+            case "fail":
+                engine.fail(number, f"RuntimeError: {value}")
+            case "out of memory":
+                engine.fail(number, f"out of memory {value}", infeasible=True)
+            case "lose":
+                engine.lose(number, "killed")
+            case "set aside":
+                engine.set_aside(number)
+        return False
+
+    def resume(self):
+        engine = self.check()
+        session = session_of(self.space, pid=len(engine.chronicle.sessions))
+        self.journal.close()
+        self.journal = Journal(self.path, read_journal(self.path))
+        self.journal.append(session)
+        engine.replay(session)
+        engine.write = self.journal.append
+        self.engine, self.running = engine, []
+
+    def check(self):
+        """A new engine made of the journal alone, which is where this one is."""
+        engine = replayed(read_journal(self.path).events, self.space, self.slots)
+        assert state(engine) == state(self.engine)
+        return engine
+
+    def close(self):
+        self.journal.close()
+
+
+@pytest.mark.parametrize("name", SPACES)
+@settings(derandomize=True, deadline=None, max_examples=12)
+@given(plan=PLANS, slots=st.integers(1, 4))
+def test_any_sequence_of_events_replays_to_the_state_it_was_written_from(name, plan, slots, tmp_path_factory):
+    driver = Driver(SPACES[name], slots, tmp_path_factory.mktemp("search") / "journal.jsonl")
+    for step in plan:
+        driver.act(*step)
+    again = driver.check()
+    for number in list(driver.engine._live):
+        driver.engine.set_aside(number)
+    assert driver.engine.broken or next_events(again, 6) == next_events(driver.engine, 6)
+    driver.close()
+
+
+def test_the_plans_reach_what_they_should_show(tmp_path):
+    """The property above is worth what its sequences reach."""
+    reached = Counter()
+    for seed, (name, space) in enumerate(SPACES.items()):
+        chooser = random.Random(seed)
+        driver = Driver(space, 3, tmp_path / f"{name}.jsonl")
+        for action in chooser.choices(list(ACTIONS), list(ACTIONS.values()), k=110):
+            driver.act(action, chooser.randrange(4), chooser.choice([0.0, 0.25, 0.5]))
+        record = driver.check().record
+        driver.close()
+        reached.update(trial.state for trial in record.trials)
+        reached["duplicates"] += record.duplicates
+        reached["notes"] += len(record.notes)
+        reached["lost"] += sum(trial.losses > 0 for trial in record.trials)
+        reached["infeasible"] += sum(trial.infeasible for trial in record.trials)
+    ended = {TrialState.COMPLETED, TrialState.STOPPED, TrialState.DIVERGED, TrialState.FAILED}
+    assert not (ended | {"duplicates", "notes", "lost", "infeasible"}) - {
+        key for key, n in reached.items() if n
+    }
+
+
+WHOLE = {
+    "tpe": make_space(SPACE, search__trials=18, search__control_share=0.2),
+    "grid": make_space(FINITE, search__trials=20, asha__reduction_factor=2),
+    "random, exhausted": make_space(
+        FINITE, search__sampler="random", space__low="[adam]", space__switch_layer="[0]", search__trials=9
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_search_that_dies_after_any_event_ends_with_the_events_of_one_that_does_not(name):
+    space = WHOLE[name]
+    whole = recorded_run(space, epoch=troubled)
+    expected = decided(whole)
+    for cut in range(1, len(whole)):
+        events = whole[:cut]
+        engine = replayed([*events, session_of(space)], space, write=events.append)
+        engine.begin()
+        run(engine, troubled)
+        engine.close("completed")
+        assert decided(events) == expected, f"after {cut} events"
+
+
+def test_the_searches_that_die_have_trouble_of_every_kind():
+    events = [event for space in WHOLE.values() for event in recorded_run(space, epoch=troubled)]
+    ends = {event.ends for event in events if isinstance(event, EpochEnded)}
+    assert ends == {None, TrialState.COMPLETED, TrialState.STOPPED, TrialState.DIVERGED}
+    assert {event.ends for event in events if isinstance(event, WorkerLost)} == {True, False}
+    assert {event.event for event in events} >= {"failed", "exhausted"}
+    assert any(event.trial is None for event in events if isinstance(event, Suggested))
+
+
+def recomputed_rungs(events, space):
+    """For each epoch of a trial what asynchronous successive halving says, from the lines alone."""
+    arm_of, epochs_of = {}, {}
+    for event in events:
+        if isinstance(event, Suggested) and event.trial is not None:
+            arm_of[event.trial] = event.arm
+            epochs_of[event.trial] = event.configuration["training"]["epochs"]
+    factor, rung = space.asha.reduction_factor, space.asha.grace_epochs
+    rungs = []
+    while rung < max(epochs_of.values()):
+        rungs.append(rung)
+        rung *= factor
+    seen = defaultdict(list)
+    for event in events:
+        if not isinstance(event, EpochEnded):
+            continue
+        if event.diverged or event.epoch not in rungs or event.epoch == epochs_of[event.trial]:
+            assert event.rung is None
+            continue
+        values = seen[arm_of[event.trial], event.epoch]
+        value = event.metrics["val_accuracy"]
+        values.append(value)
+        better = sum(other > value for other in values)
+        kept = max(1, math.floor(len(values) / factor))
+        yield event, len(values), kept, sorted(values)[-kept], better < kept
+
+
+def check_nothing_lost_or_doubled(events, space):
+    suggested = [event for event in events if isinstance(event, Suggested) and event.trial is not None]
+    assert [event.trial for event in suggested] == list(range(len(suggested)))
+    assert len({event.key for event in suggested}) == len(suggested)
+    epochs, ends = defaultdict(list), Counter()
+    for event in events:
+        if isinstance(event, EpochEnded):
+            epochs[event.trial].append(event.epoch)
+        if isinstance(event, EpochEnded | WorkerLost | Failed):
+            ends[event.trial] += event.event == "failed" or bool(event.ends)
+    assert dict(ends) == dict.fromkeys(range(len(suggested)), 1)
+    assert all(found == list(range(1, len(found) + 1)) for found in epochs.values())
+    checked = 0
+    for event, seen, kept, cutoff, goes_on in recomputed_rungs(events, space):
+        assert (event.rung.seen, event.rung.kept, event.rung.cutoff) == (seen, kept, cutoff)
+        assert event.rung.goes_on == goes_on
+        default = suggested[event.trial].origin == "default"
+        assert (event.ends is TrialState.STOPPED) == (not goes_on and not default)
+        checked += 1
+    assert checked > len(suggested) // 2
+
+
+def without_failures(engine, trial):
+    """`troubled`, but nothing may be tried again: no configuration comes twice."""
+    if trial.number % 6 == 2 and len(trial.epochs) == 1 and trial.losses < 2:
+        engine.lose(trial.number, "killed by signal 9")
+        return False
+    return troubled(engine, trial) if trial.number % 9 != 5 else run_on(engine, trial)
+
+
+def run_on(engine, trial):
+    return engine.report(trial.number, metrics(0.5), node="host:1")
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing handles it."""
+
+
+def killed_and_resumed(space, slots, kills):
+    """The events of a search whose driver dies right after each of the `kills`."""
+    events = [session_of(space)]
+    kills = set(kills)
+
+    def write(event):
+        events.append(event)
+        if len(events) in kills:
+            raise _Killed
+
+    while True:
+        engine = replayed(events, space, slots, write=write)
+        try:
+            engine.begin()
+            run(engine, without_failures)
+        except _Killed:
+            session = session_of(space, pid=len(events))
+            events.append(session)
+            continue
+        engine.close("completed")
+        return events
+
+
+def test_four_trials_at_a_time_and_a_death_at_any_event():
+    space = make_space(SPACE, search__trials=16, search__sampler="random")
+    undisturbed = killed_and_resumed(space, 4, [])
+    check_nothing_lost_or_doubled(undisturbed, space)
+    for cut in range(2, len(undisturbed)):
+        events = killed_and_resumed(space, 4, [cut])
+        assert sum(isinstance(event, Session) for event in events) == 2
+        check_nothing_lost_or_doubled(events, space)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_twenty_deaths_of_one_search(slots):
+    space = make_space(SPACE, search__trials=24)
+    undisturbed = killed_and_resumed(space, slots, [])
+    kills = random.Random(slots).sample(range(2, len(undisturbed)), 20)
+    events = killed_and_resumed(space, slots, kills)
+    assert sum(isinstance(event, Session) for event in events) >= 18
+    check_nothing_lost_or_doubled(events, space)
+    assert sum(isinstance(event, Suggested) and event.trial is not None for event in events) == 24
+    if slots == 1:
+        assert decided(events) == decided(undisturbed)
+
+
+def changed(events, kind, **changes):
+    """The events with one of them, the first of its kind that has them, changed."""
+    index = next(
+        i
+        for i, event in enumerate(events)
+        if isinstance(event, kind) and all(getattr(event, name) is not None for name in changes)
+    )
+    return [*events[:index], events[index].model_copy(update=changes), *events[index + 1 :]], index
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (Suggested, {"key": "0" * 16}, "the configuration now means something else"),
+        (Suggested, {"trial": 7}, "trial 7 comes after trial -1"),
+        (Suggested, {"arm": "control"}, "the control arm has no trial left"),
+        (EpochEnded, {"epoch": 3}, "trial 0 has no epoch 3 here"),
+        (EpochEnded, {"trial": 5}, "list index out of range"),
+        (EpochEnded, {"rung": None}, "the rung decides otherwise now: on at .*, not no rung"),
+        (EpochEnded, {"ends": TrialState.COMPLETED}, "trial 0 would not end like this now"),
+        (WorkerLost, {"trial": 0}, "trial 0 is not running here"),
+    ],
+)
+def test_an_event_that_the_engine_would_not_have_made_is_refused(kind, changes, message):
+    space = make_space(SPACE, search__control_share=0, search__trials=12)
+    events = recorded_run(space, epoch=troubled)
+    if kind is EpochEnded and "ends" in changes:
+        index = next(i for i, event in enumerate(events) if isinstance(event, EpochEnded))
+        events[index] = events[index].model_copy(update=changes)
+    else:
+        events, index = changed(events, kind, **changes)
+    engine = replayed(events[:index], space)
+    with pytest.raises((DivergenceError, IndexError), match=message):
+        engine.replay(events[index])
+
+
+def test_too_many_trials_of_an_arm_are_refused():
+    events = recorded_run(make_space(SPACE, search__trials=8, search__scheduler="none"))
+    space = make_space(SPACE, search__trials=6, search__scheduler="none")
+    with pytest.raises(DivergenceError, match="the control arm has no trial left for this suggestion"):
+        replayed(events, space)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_finished_search_is_extended_and_keeps_what_it_had(sampler):
+    small, large = (make_space(SPACE, search__trials=trials, search__sampler=sampler) for trials in (12, 20))
+    events = recorded_run(small)
+    before = dataclasses.asdict(replayed(events, small).record)
+    session = session_of(large)
+    engine = replayed([*events, session], large, write=events.append)
+    assert not engine.finished
+    record = run(engine)
+    assert len(record.trials) == 20
+    assert Counter(trial.arm for trial in record.trials) == {"control": 10, "fusion": 10}
+    assert [dataclasses.asdict(trial) for trial in record.trials[:12]] == before["trials"]
+    assert record.planned_trials == 20
+    # The studies went on where they were: no default is tried again, nothing is suggested twice.
+    assert [trial.origin for trial in record.trials[12:]] == ["sampled"] * 8
+    assert len({str(trial.parameters) for trial in record.trials}) == 20
+
+
+def test_a_grid_that_was_cut_short_goes_on_with_its_next_point():
+    whole = recorded_run(make_space(FINITE, search__trials=15), epoch=run_on_events)
+    events = recorded_run(make_space(FINITE, search__trials=6), epoch=run_on_events)
+    large = make_space(FINITE, search__trials=15)
+    record = run(replayed([*events, session_of(large)], large), run_on_events)
+    expected = replayed(whole, large).record
+    assert [t.parameters for t in record.trials] == [t.parameters for t in expected.trials]
+
+
+def run_on_events(engine, trial):
+    return run_on(engine, trial)
+
+
+OLD = make_space(SPACE, search__trials=24, search__control_share=0.4)
+CHANGES = {
+    "a narrower range": {"space__optimizers__adam__lr": "{log: [1e-4, 1e-3]}"},
+    "an optimizer less": {"space__low": "[adam]", "space__high": "[sgd]", "space__controls": "[adam]"},
+    "other choices": {"space__switch_layer": "[0, 2]"},
+    "more choices": {"space__low": "[adam, sgd, adamw]"},
+    "no controls": {"space__controls": "[]"},
+    "another constant": {"training__batch_size": 32},
+    "longer trials": {"training__epochs": 12},
+    "another sampler": {"search__sampler": "random"},
+    "no rungs": {"search__scheduler": "none"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("cut", [40, None], ids=["on the way", "at the end"])
+def test_a_search_goes_on_with_a_changed_space(name, cut, tmp_path):
+    events = recorded_run(OLD, slots=2)[:cut]
+    before = replayed(events, OLD).record
+    space = make_space(SPACE, **({"search__trials": 40, "search__control_share": 0.4} | CHANGES[name]))
+    events.append(session_of(space))
+    first = len(events)
+    engine = replayed(events, space, 2, strict=False, write=events.append)
+    running = {trial.number for trial in engine.record.trials if trial.state is TrialState.RUNNING}
+    record = run(engine)
+    assert engine.finished
+    for old, new in zip(before.trials, record.trials, strict=False):
+        assert (new.configuration, new.max_epochs) == (old.configuration, old.max_epochs)
+        assert new.epochs[: len(old.epochs)] == old.epochs
+        if old.number not in running:
+            assert dataclasses.asdict(new) == dataclasses.asdict(old)
+    assert len(record.trials) >= 40
+    later = [e for e in events[first:] if isinstance(e, Suggested) and e.trial is not None]
+    assert later
+    for event in later:
+        flat = record.trials[event.trial].parameters
+        if name == "a narrower range":
+            rates = [flat[f"{h}.lr"] for h in ("low", "high") if flat.get(f"{h}.optimizer") == "adam"]
+            assert all(1e-4 <= rate <= 1e-3 for rate in rates)
+        elif name == "an optimizer less":
+            assert (flat["low.optimizer"], flat.get("high.optimizer", "sgd")) == ("adam", "sgd")
+        elif name == "other choices":
+            assert flat["switch_layer"] in (0, 2, "all")
+        elif name == "no controls":
+            assert event.arm == "fusion"
+        elif name == "another constant":
+            assert flat["training.batch_size"] == 32
+        elif name == "longer trials":
+            assert flat["training.epochs"] == 12
+    # From then on the changed space is the search's own: what it decided is replayed strictly again.
+    past = Past(RunFolder(tmp_path), Lines(events, 0), Chronicle.replay(events))
+    again = engine_for(space, events[0])
+    replay(again, past, strict=True)
+    assert state(again) == state(engine)
+
+
+def test_a_changed_space_learns_from_the_trials_that_it_could_have_drawn_itself():
+    events = recorded_run(OLD)
+    old = replayed(events, OLD)
+    space = make_space(
+        SPACE,
+        search__trials=40,
+        search__control_share=0.4,
+        space__optimizers__adam__lr="{log: [1e-4, 1e-3]}",
+    )
+    new = replayed(events, space, strict=False)
+    for arm_before, arm_now in zip(old.arms, new.arms, strict=True):
+        before, now = arm_before.study.optuna_trials, arm_now.study.optuna_trials
+        assert len(now) == len(before)
+        learnt = 0
+        for was, is_now in zip(before, now, strict=True):
+            rates = [value for key, value in was.params.items() if key.endswith("adam.lr")]
+            if all(1e-4 <= rate <= 1e-3 for rate in rates):
+                assert (is_now.state, is_now.params, is_now.values) == (was.state, was.params, was.values)
+                learnt += 1
+            else:
+                assert (is_now.state.name, is_now.params) == ("FAIL", {})
+        assert 0 < learnt < len(before)
+
+
+def test_trials_of_an_arm_that_is_gone_are_not_compared_with_those_of_another():
+    events = recorded_run(OLD)
+    space = make_space(SPACE, space__controls="[]", search__trials=40)
+    engine = replayed(events, space, strict=False)
+    (arm,) = engine.arms
+    fusions = {trial.number for trial in engine.record.trials if trial.arm == "fusion"}
+    assert set().union(*arm.asha.values.values()) <= fusions
+    assert arm.asha.values == replayed(events, OLD).arms[1].asha.values

@@ -1,0 +1,46 @@
+"""``python -m tune_fusion.sync NAME``: bring to MLflow what its server did not take while a search ran."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from tune_fusion import commands
+
+_COMMAND = "tune_fusion.sync"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 everything is delivered, 1 not everything, 2 bad input."""
+    parser = commands.Parser(
+        prog=_COMMAND,
+        description="Deliver to MLflow what a search that has ended, or died, could not deliver itself.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="the search's name")
+    commands.add_places(parser)
+    return _sync(parser.parse(arguments))
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from tune_fusion.errors import TuneFusionError
+    from tune_fusion.tracking.mlflow_logger import check_tracking
+    from tune_fusion.tuning.delivering import deliver_rest
+    from tune_fusion.tuning.opening import reopened
+    from tune_fusion.tuning.preflight import Request, later
+
+    request = Request(name=options.name, output=options.output, tracking_uri=options.tracking_uri)
+    with reopened(request.output, options.name, "NAME") as past:
+        check_tracking(request.tracking_uri)
+        synced = deliver_rest(past, request.tracking_uri, later("sync", request, options.name))
+    if synced.problems:
+        raise TuneFusionError("\n".join(synced.problems))
+    if synced.runs:
+        print(f"{options.name}: delivered {synced.epochs} epochs and what else is new of {synced.runs} runs")
+    else:
+        print(f"{options.name}: MLflow holds everything already")
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(_COMMAND, main)

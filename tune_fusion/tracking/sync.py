@@ -1,0 +1,62 @@
+"""Bringing to a store what a search that nobody runs has not delivered yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tune_fusion.records import SearchRecord
+from tune_fusion.tracking.changes import PARENT, Delivered
+from tune_fusion.tracking.mlflow_logger import BestModel, MlflowLogger
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a synchronisation has done."""
+
+    runs: int
+    """Runs of which the store now holds more than before, the search's own among them."""
+    epochs: int
+    """Epochs of trials that the store now holds more than before."""
+    problems: list[str]
+    """What could not be delivered, one sentence a problem; empty: the store holds everything."""
+
+
+def sync(
+    uri: str,
+    record: SearchRecord,
+    status: Literal["completed", "interrupted", "failed"] | None,
+    *,
+    tags: Mapping[str, str],
+    later: str,
+    delivered: Mapping[int, Delivered],
+    acknowledge: Callable[[Delivered], None],
+    files: Sequence[Path] = (),
+    artifacts: Sequence[Path] = (),
+    best: BestModel | None = None,
+) -> Synced:
+    """Deliver everything of `record` that `delivered` does not cover; returns when that is done or given up.
+
+    `status` says how the search was left; None: its process was killed, and its parent run stays as it is.
+    The other arguments are those of `MlflowLogger` and `MlflowLogger.search_ended`.
+    """
+    before, now = dict(delivered), dict(delivered)
+
+    def note(news: Delivered) -> None:
+        now[news.run] = news
+        acknowledge(news)
+
+    logger = MlflowLogger(
+        uri, record, tags=tags, later=later, files=files, delivered=before, acknowledge=note
+    )
+    logger.start(running=False)
+    if status is not None:
+        logger.search_ended(status, artifacts=artifacts, best=best)
+    problems = logger.close()
+    changed = [run for run, known in now.items() if before.get(run) != known]
+    epochs = sum(
+        now[run].epochs - (before[run].epochs if run in before else 0) for run in changed if run != PARENT
+    )
+    return Synced(len(changed), epochs, problems)

@@ -1,0 +1,54 @@
+"""Which files of trials stay on disk as a search goes on: the best weights, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+from tune_fusion.records import SearchRecord, TrialRecord, TrialState
+from tune_fusion.runs import RunFolder
+
+# Trials in these states may train on: their files stay.
+_OPEN = (TrialState.RUNNING, TrialState.INTERRUPTED)
+
+
+class FileKeeper:
+    """Deletes an ended trial's checkpoints, and weights but of the best, best fusion and best control."""
+
+    def __init__(self, record: SearchRecord, folder: RunFolder) -> None:
+        self._record = record
+        self._folder = folder
+
+    def tidy(self) -> None:
+        """Delete what no trial needs, such as what a process that was killed has left."""
+        unfinished = {trial.number for trial in self._record.trials if trial.state in _OPEN}
+        wanted = unfinished | self._best()
+        for path in self._folder.checkpoints.glob("*"):
+            if not path.name.isdigit() or int(path.name) not in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self._folder.weights(0).parent.glob("*"):
+            if not path.stem.isdigit() or int(path.stem) not in wanted:
+                path.unlink(missing_ok=True)
+
+    def trial_started(self, trial: TrialRecord) -> None:
+        """Nothing to keep yet."""
+
+    def epoch_ended(self, trial: TrialRecord) -> None:
+        """A running trial keeps its own files."""
+
+    def trial_ended(self, trial: TrialRecord) -> None:
+        """Drop the trial's checkpoints, and the weights that are no longer among the best."""
+        if trial.state in _OPEN:
+            return
+        shutil.rmtree(self._folder.checkpoint_folder(trial.number), ignore_errors=True)
+        best = self._best()
+        for other in self._record.trials:
+            if other.state not in _OPEN and other.number not in best:
+                self._folder.weights(other.number).unlink(missing_ok=True)
+
+    def _best(self) -> set[int]:
+        # Among the ended only: a better one that still trains may yet diverge.
+        ended = [trial for trial in self._record.trials if trial.state not in _OPEN]
+        record = replace(self._record, trials=ended)
+        best = (record.best(), record.best_control(), record.best_fusion())
+        return {trial.number for trial in best if trial is not None}

@@ -1,0 +1,52 @@
+"""Room on the disk: what a search needs, and what to say where there is none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tune_fusion.errors import InputError
+from tune_fusion.training.workbench import Workbench
+
+# A checkpoint is the model and at most three values of state a parameter; two are kept of each trial, and a
+# third one is there while it replaces them, beside the weights of the trial's best epoch.
+_MODELS_A_CHECKPOINT = 4
+_CHECKPOINTS = 3
+# Weights of the best trial, fusion and control; journal, tables and logs.
+_MODELS_KEPT = 3
+_OTHER_BYTES = 8 * 2**20
+
+
+def needed_bytes(bench: Workbench, slots: int) -> int:
+    """The room that a search of `bench`'s model with `slots` trials at once takes at most."""
+    model = sum(int(value.nbytes) for value in bench.model.state_dict().values())
+    models = slots * (_CHECKPOINTS * _MODELS_A_CHECKPOINT + 1) + _MODELS_KEPT
+    return models * model + _OTHER_BYTES
+
+
+def check_room(folder: Path, bench: Workbench, slots: int) -> None:
+    """InputError where the disk of `folder`, which need not exist yet, has not the room for a search."""
+    needed, free = needed_bytes(bench, slots), _free(folder)
+    if free < needed:
+        raise InputError(
+            f"--output {folder.parent}: checkpoints and weights of {slots} trials at once need "
+            f"{_megabytes(needed)}, {_megabytes(free)} are free there: make room, choose another folder or "
+            "lower --concurrent"
+        )
+
+
+def no_room(error: OSError, folder: Path, bench: Workbench, slots: int) -> str:
+    """What to say when writing failed with `error` in the middle of a search."""
+    return (
+        f"{folder}: {error.strerror or error}; the search needs {_megabytes(needed_bytes(bench, slots))} "
+        f"there, {_megabytes(_free(folder))} are free"
+    )
+
+
+def _free(folder: Path) -> int:
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(place).free
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MB"
