@@ -31,13 +31,16 @@ class Searches:
 
     def start(self, folder, *arguments, command="search", **environment):
         """Start ``python -m tune_fusion.COMMAND`` in `folder`, in a session of its own."""
+        words = [sys.executable, "-m", f"tune_fusion.{command}", *map(str, arguments)]
+        return self.launch(folder, words, **environment)
+
+    def launch(self, folder, words, *, streams=None, **environment):
+        """Start any command line, such as one that starts a search; `streams` are arguments of ``Popen``."""
         process = subprocess.Popen(
-            [sys.executable, "-m", f"tune_fusion.{command}", *map(str, arguments)],
+            words,
             cwd=folder,
             env={**os.environ, "RAY_TMPDIR": self._ray_folder, "RAY_USAGE_STATS_ENABLED": "0", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            **(streams or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}),
             start_new_session=True,
         )
         self._started.append(process)
@@ -91,9 +94,22 @@ def trial_workers(process):
     found = []
     for child in descendants(process):
         try:
-            if "FusionTrial" in " ".join(child.cmdline()):
+            # Ray names an actor's process after its class: here the one that `tune.with_resources` makes.
+            if "ResourceTrainable" in " ".join(child.cmdline()):
                 found.append(child)
         except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def marked(mark):
+    """Every living process that was started, directly or not, with TF_TEST_MARK=`mark`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TF_TEST_MARK") == mark:
+                found.append(process)
+        except psutil.Error:
             continue
     return found
 

@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_ends_train_with_an_error(config, tmp_path, ca
         ({**FUSION, "hgih": 1}, "config.json: unknown key 'hgih'; did you mean 'high'?"),
         ({**FUSION, "low": {"optimizer": "adamm"}}, "unknown optimizer 'adamm'; did you mean 'adam'?"),
         ({**FUSION, "low": {"optimizer": "hn_adam", "lambda0": 5}}, "config.json: low.lambda0: needs 2 <="),
-        ({**FUSION, "switch_layer": 4}, "config.json: switch_layer: needs 0 to 3, a layer's name or 'all'"),
+        ({**FUSION, "switch_layer": 4}, "config.json: switch_layer: switch layer 4 must lie in 0..3"),
     ],
 )
 def test_train_refuses_a_bad_configuration(config, capsys, content, message):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from tune_fusion.errors import TuneFusionError, suggest
 
@@ -77,15 +78,28 @@ def fraction_of_gpus(text: str) -> float:
     return value
 
 
+def say(text: str, out: TextIO | None = None) -> None:
+    """Print `text` on `out`, or standard output; silent from when its reader is gone.
+
+    ``| head`` has read enough, and the Ctrl-C that interrupts a search also ends the ``tee`` behind it.
+    """
+    stream = out or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        # What is still buffered would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def run(command: str, body: Callable[[], int]) -> NoReturn:
     """Exit with what `body` returns; an error a user can act on becomes one message on standard error."""
     try:
         code = body()
     except TuneFusionError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        say(f"{command}: {error}", sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as interrupt:
-        print(f"{command}: interrupted before anything was written", file=sys.stderr)
+        say(f"{command}: interrupted before anything was written", sys.stderr)
         code = getattr(interrupt, "exit_code", 130)
     # What is left is Python's own end: a signal has nothing to interrupt any more.
     for signum in (signal.SIGINT, signal.SIGTERM):

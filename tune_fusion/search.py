@@ -131,10 +131,9 @@ def _search(options: argparse.Namespace, started: float) -> int:
         from tune_fusion.reporting.summary import summary
 
         outcome = _outcome(options, started, interruption)
-        print(summary(outcome.record, outcome.result))
+        commands.say(summary(outcome.record, outcome.result))
         for problem in outcome.problems:
-            print(f"{_COMMAND}: {problem}", file=sys.stderr)
-        sys.stdout.flush()
+            commands.say(f"{_COMMAND}: {problem}", sys.stderr)
         return interruption.exit_code if interruption.signalled else outcome.exit_code
 
 

@@ -10,18 +10,29 @@ import time
 import uuid
 from pathlib import Path
 
-import psutil
 import pytest
 from evidence import check_mlflow, check_order, decided, decisions, epochs, files, lines, steady
-from running import QUICK, descendants, kill, query, ray_cluster, trial_workers, wait_for_end, wait_until
+from running import (
+    QUICK,
+    descendants,
+    kill,
+    marked,
+    query,
+    ray_cluster,
+    trial_workers,
+    wait_for_end,
+    wait_until,
+)
 
 pytestmark = pytest.mark.chaos
 
 TRIALS = 24
-SEARCH = ["--space", "digits", "--trials", TRIALS, "--epochs", 4, *QUICK]
+SEARCH = ["--space", "digits", "--trials", TRIALS, "--set", "data.limit=300"]
+# Epochs of about a tenth of a second.
+SEARCH += ["--set", "training.batch_size=16"]
 KILLS = 20
 STARTING = 4
-"""How many of the kills come while the search starts; the others come as it goes on."""
+"""How many of the kills come while the search starts."""
 
 # Python runs this at the start of every process that finds it: of drivers and of workers.
 WATCHER = """
@@ -40,11 +51,12 @@ sys.addaudithook(watch)
 class Victim:
     """A search that is started, killed and resumed, and what its processes leave outside of its folder."""
 
-    def __init__(self, searches, place, name, *options, **environment):
+    def __init__(self, searches, place, name, epochs, *options):
         self.place = place
         self.folder = place / "runs" / name
         self._searches = searches
         self._name = name
+        self._epochs = epochs
         self._options = options
         self._log = place / "trained"
         (place / "watcher").mkdir(parents=True)
@@ -56,12 +68,13 @@ class Victim:
             "TMPDIR": str(place / "temporary"),
             "TF_TEST_LOG": str(self._log),
             "TF_TEST_MARK": self._mark,
-            **environment,
         }
 
     def start(self):
         """Start the search, or resume it where there is one."""
-        what = ["--resume", self._name] if self.folder.exists() else [*SEARCH, "--name", self._name]
+        what = [*SEARCH, "--epochs", self._epochs, "--name", self._name]
+        if self.folder.exists():
+            what = ["--resume", self._name]
         return self._searches.start(self.place, *what, *self._options, **self._environment)
 
     def finish(self):
@@ -78,42 +91,40 @@ class Victim:
 
     def relatives(self):
         """The processes that the search has started, directly or not, and that are alive."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("TF_TEST_MARK") == self._mark:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return marked(self._mark)
 
 
-def moments(chance, total):
-    """When to kill: seconds after the start, or decisions in the journal and seconds after these."""
-    share = (total - 4) / (KILLS - STARTING)
-    later = [
-        (1 + int(share * (i + chance.random())), chance.uniform(0, 0.3)) for i in range(KILLS - STARTING)
-    ]
-    for place in chance.sample(range(1, len(later)), STARTING - 1):
+def moments(chance, decisions, ending=()):
+    """When to kill: seconds after the start, or a number of decisions in the journal and seconds after these.
+
+    These numbers are spread over the first `decisions`; `ending` are the last moments.
+    """
+    counted = KILLS - STARTING - len(ending)
+    share = decisions / counted
+    later = [(1 + int(share * (i + chance.random())), chance.uniform(0, 0.3)) for i in range(counted)]
+    for place in chance.sample(range(1, counted), STARTING - 1):
         later.insert(place, chance.uniform(0.5, 8))
-    return [chance.uniform(0.5, 4), *later]
+    return [chance.uniform(0.5, 4), *later, *ending]
 
 
 def wait_for(moment, process, folder):
-    """Wait until the moment has come; a journal must have grown by then, or nothing would go on."""
+    """Wait until the moment has come; one in a start has come with the first decision at the latest."""
+    before = decided(folder)
     if isinstance(moment, float):
-        time.sleep(moment)
-        return
-    count, seconds = moment
-    target = max(count, decided(folder) + 1)
-    wait_until(lambda: decided(folder) >= target, process=process)
-    time.sleep(seconds)
+        end = time.monotonic() + moment
+        wait_until(lambda: time.monotonic() > end or decided(folder) > before, process=process)
+    elif moment == "closed":
+        wait_until(lambda: b'"event":"closed"' in (folder / "journal.jsonl").read_bytes(), process=process)
+    else:
+        count, seconds = moment
+        wait_until(lambda: decided(folder) >= max(count, before + 1), process=process)
+        time.sleep(seconds)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(searches, tmp_path_factory):
     """The same search, one trial at a time, from its start to its end."""
-    victim = Victim(searches, tmp_path_factory.mktemp("undisturbed"), "calm", "--concurrent", 1)
+    victim = Victim(searches, tmp_path_factory.mktemp("undisturbed"), "calm", 4, "--concurrent", 1)
     victim.finish()
     return victim
 
@@ -127,9 +138,11 @@ def test_every_epoch_is_trained_and_counted_once_where_nothing_is_killed(undistu
 
 def test_twenty_kills_change_nothing(undisturbed, searches, tmp_path):
     chance = random.Random(20)
-    victim = Victim(searches, tmp_path, "killed", "--concurrent", 1)
+    victim = Victim(searches, tmp_path, "killed", 4, "--concurrent", 1)
     known, trained = set(), []
-    for moment in moments(chance, decided(undisturbed.folder)):
+    total = decided(undisturbed.folder)
+    # The last two hit a search that has nothing left to train, and one that has nothing left to write.
+    for moment in moments(chance, total - 10, ending=[(total, chance.uniform(0, 0.3)), "closed"]):
         process = victim.start()
         wait_for(moment, process, victim.folder)
         family = descendants(process)
@@ -139,7 +152,7 @@ def test_twenty_kills_change_nothing(undisturbed, searches, tmp_path):
         wait_for_end(family)
         wait_until(lambda: not victim.relatives(), timeout=20)
         known, trained = check_trained(victim, known, trained)
-    victim.finish()
+    assert "killed is complete already" in victim.finish()
     check_trained(victim, known, trained)
     check_same(victim.folder, undisturbed.folder)
     check_order(victim.folder, TRIALS, at_once=1)
@@ -183,8 +196,9 @@ def test_twenty_kills_with_four_trials_at_a_time_on_a_cluster(undisturbed, searc
     chance = random.Random(4)
     with ray_cluster(4) as (cluster, address):
         core = {child.pid for child in descendants(cluster)}
-        victim = Victim(searches, tmp_path, "joined", "--address", address, "--concurrent", 4)
-        for moment in moments(chance, 2 * TRIALS):
+        # More epochs than with one trial at a time: four go on while one of them is waited for.
+        victim = Victim(searches, tmp_path, "joined", 9, "--address", address, "--concurrent", 4)
+        for moment in moments(chance, 3 * TRIALS):
             process = victim.start()
             wait_for(moment, process, victim.folder)
             assert process.poll() is None, process.communicate()

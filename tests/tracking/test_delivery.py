@@ -165,24 +165,24 @@ def test_a_store_that_refuses_the_search_itself_is_left_alone() -> None:
     assert store.attempts == [PARENT]
 
 
-@pytest.mark.parametrize("timeout", [None, 0.1])
-def test_close_gives_up_on_a_store_that_stays_away(timeout: float | None) -> None:
+@pytest.mark.parametrize("hurried", [False, True])
+def test_close_gives_up_on_a_store_that_stays_away(hurried: bool) -> None:
     store = FakeStore(Fault(TimeoutError("no answer")))
     delivery = started(store)
     for number in range(7):
         delivery.put(Change(number, name=f"{number:04d}", points=(point(1),)))
-    (problem,) = delivery.close(timeout)
+    (problem,) = delivery.close(lambda: hurried)
     assert "did not take everything about" in problem
     assert f"and 3 more: TimeoutError: no answer{KEPT}" in problem
     assert not delivery._thread.is_alive()
 
 
-@pytest.mark.parametrize("timeout", [None, 0.01])
-def test_close_does_not_wait_for_a_call_that_never_returns(timeout: float | None) -> None:
+@pytest.mark.parametrize("hurried", [False, True])
+def test_close_does_not_wait_for_a_call_that_never_returns(hurried: bool) -> None:
     gate = threading.Event()
     delivery = started(FakeStore(lambda run: gate.wait(60) and None))
     silence = f"http://me:***@store did not answer while the last changes were sent{KEPT}"
-    assert delivery.close(timeout) == [silence]
+    assert delivery.close(lambda: hurried) == [silence]
     gate.set()
     delivery._thread.join(10)
 
@@ -405,3 +405,20 @@ def test_mlflow_settings_are_those_of_the_user_and_taken_back(monkeypatch: pytes
     assert delivery.close() == []
     assert store.seen == {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "7"}
     assert dict(os.environ) == before
+
+
+def test_close_hurries_once_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_fusion.tracking.delivery.PATIENCE", 600.0)
+    monkeypatch.setattr("tune_fusion.tracking.delivery.HURRY", 0.1)
+    store = FakeStore(Fault(TimeoutError("no answer")))
+    delivery = started(store)
+    delivery.put(Change(0, name="0000", points=(point(1),)))
+    asked = []
+
+    def hurried() -> bool:
+        asked.append(len(store.attempts))
+        return len(asked) > 3
+
+    (problem,) = delivery.close(hurried)
+    assert "did not take everything about '0000'" in problem
+    assert len(asked) == 4

@@ -94,7 +94,7 @@ def test_a_server_that_stays_away_is_given_up(record: SearchRecord, tell: Callab
     logger.start()
     tell(logger)
     logger.search_ended("completed", artifacts=[], best=None)
-    (problem,) = logger.close(timeout=2.0)
+    (problem,) = logger.close(hurried=lambda: True)
     assert problem.startswith(f"{url} did not take everything about '")
     assert "refused" in problem
     assert problem.endswith(f"; it is kept, deliver it later with: {LATER}")

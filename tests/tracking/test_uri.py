@@ -67,6 +67,7 @@ def snapshot(folder: Path) -> list[tuple[str, int]]:
         ("localhost:5000", "starts with http", "http://localhost:5000"),
         ("postgresql+pg8000://h/d", "unknown database driver", "postgresql"),
         ("http://127.0.0.1:99999", "not a valid URL|cannot be reached", "correct"),
+        ("http://me:a secret@host", "contains a blank", "%20"),
         ("http://", "not a valid URL|cannot be reached", "correct"),
     ],
 )
@@ -322,3 +323,15 @@ def test_nothing_here_imports_mlflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_offline_a_store_is_not_asked_but_its_uri_is_checked(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(InputError, match="cannot be reached"):
+        check_tracking(url)
+    check_tracking(url, offline=True)
+    for wrong in ("htp://host:1", str(tmp_path), f"sqlite:///{tmp_path}/none/mlflow.db"):
+        with pytest.raises(InputError):
+            check_tracking(wrong, offline=True)

@@ -1,5 +1,6 @@
 """Searches without Ray or training: spaces, engines, and a cluster that knows how good a trial is."""
 
+import dataclasses
 import math
 
 from made_records import make_session
@@ -152,3 +153,38 @@ def decided(events):
         for event in events
         if not isinstance(event, Session)
     ]
+
+
+def asked_and_told(study):
+    """Everything an Optuna study knows; NaN as text, because it differs from itself."""
+    return [
+        (
+            trial.state,
+            trial.params,
+            trial.distributions,
+            trial.values,
+            {epoch: repr(value) for epoch, value in trial.intermediate_values.items()},
+            trial.constraints,
+        )
+        for trial in study.optuna_trials
+    ]
+
+
+def state(engine):
+    """All that an engine decides by; which trials are in a worker's hands is no part of it."""
+    chronicle = engine.chronicle
+    return {
+        "record": dataclasses.asdict(chronicle.record),
+        "sessions": chronicle.sessions,
+        "status": chronicle.status,
+        "last": chronicle.last,
+        "arms": [(a.name, a.budget, a.started, a.duplicates, a.asha.values) for a in engine.arms],
+        "studies": [asked_and_told(arm.study) for arm in engine.arms],
+        "asked": [arm.study._asked for arm in engine.arms],
+        "known": {key: trial.number for key, trial in engine._known.items()},
+        "live": [
+            (number, live.arm.name, live.suggestion.trial.number, live.suggestion.configuration, live.key)
+            for number, live in engine._live.items()
+        ],
+        "finished": engine.finished,
+    }

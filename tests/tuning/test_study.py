@@ -283,6 +283,19 @@ def test_a_study_that_repeats_what_another_was_asked_goes_on_like_it(overrides, 
     ]
 
 
+def test_a_study_that_repeats_knows_of_running_trials_what_the_first_one_knew():
+    # Enough is told for TPE to model, and some trials still run: it draws away from those.
+    study, again = make_study(), make_study()
+    for number in range(24):
+        suggestion = study.ask()
+        repeated = again.repeat(suggestion.parameters, suggestion.configuration, suggestion.origin)
+        if number % 3:
+            completed(study, suggestion, number)
+            completed(again, repeated, number)
+    for _ in range(4):
+        assert again.ask().parameters == study.ask().parameters
+
+
 def test_pairs_are_repeated_as_pairs():
     overrides = ("space.optimizers={adam: {betas: {choice: [[0.9, 0.99], [0.8, 0.9]]}}}", "space.low=[adam]")
     suggestion = make_study(*overrides).ask()

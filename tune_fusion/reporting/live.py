@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tune_fusion.commands import say
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 
 # Lines of the terminal that the table may not use: its frame and header, and what stands below it.
@@ -84,15 +85,13 @@ class PlainProgress:
     def trial_ended(self, trial: TrialRecord) -> None:
         """Print the trial's line."""
         cells = trial_cells(self._record, trial)
-        ended = sum(1 for t in self._record.trials if t.state is not TrialState.RUNNING)
-        print(
-            f"[{ended}/{self._record.planned_trials}] trial {cells['trial']} {cells['state']}: "
-            f"{self._record.metric} {cells['best']} epoch {cells['epoch']} | "
+        line = (
+            f"[{len(self._record.ended)}/{self._record.planned_trials}] trial {cells['trial']} "
+            f"{cells['state']}: {self._record.metric} {cells['best']} epoch {cells['epoch']} | "
             f"{trial_text(self._record, trial)}"
-            + (f" | {trial.reason}" if trial.state is TrialState.FAILED else ""),
-            file=self._out,
-            flush=True,
+            + (f" | {trial.reason}" if trial.state is TrialState.FAILED else "")
         )
+        say(line, self._out)
 
 
 class LiveTable:

@@ -23,6 +23,8 @@ FIRST_RETRY, LAST_RETRY, CLOSING_RETRY = 0.5, 20.0, 2.0
 """Seconds between attempts on a failing store: the first, the longest, and the longest while closing."""
 PATIENCE = 30.0
 """Seconds for which `Delivery.close` goes on with a store that takes nothing, unless told otherwise."""
+HURRY = 3.0
+"""Seconds for which `Delivery.close` goes on while somebody waits for the end."""
 LONGEST_CALL = 25.0
 """Seconds for which one call of a store may be silent; calls under way cannot be ended."""
 
@@ -72,7 +74,7 @@ class Delivery:
         self._progress = 0.0
         self._closing = False
         self._closed_at = 0.0
-        self._timeout: float | None = None
+        self._hurry_until: float | None = None
 
     def start(self) -> None:
         """Start the thread; importing MLflow and opening the store happen on it."""
@@ -82,25 +84,29 @@ class Delivery:
         """Hand over a change; returns at once."""
         self._queue.put(change)
 
-    def close(self, timeout: float | None = None) -> list[str]:
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Deliver what is left and end the thread.
 
-        Gives up after `timeout` seconds; None: when the store has taken nothing for `PATIENCE` seconds, or,
-        offline, after the first failure of a store that has never answered. A call that is under way then
-        gets a little longer. Returns what went wrong, one sentence a problem; empty where everything arrived.
+        Gives up when the store has taken nothing for `PATIENCE` seconds; offline, after the first failure of
+        a store that has never answered; and `HURRY` seconds after `hurried`, which is asked again and again,
+        has said that somebody waits for the end. A call that is under way then gets a little longer. Returns
+        what went wrong, one sentence a problem; empty where everything arrived.
         """
         asked = time.monotonic()
-        self._timeout = timeout
         self._queue.put(None)
         while self._thread.is_alive():
-            if timeout is None:
-                left = max(self._progress, asked) + PATIENCE + LONGEST_CALL - time.monotonic()
+            now = time.monotonic()
+            if self._hurry_until is None and hurried():
+                self._hurry_until = now + HURRY
+                self._queue.put(None)  # the thread may be waiting for its next attempt
+            if self._hurry_until is None:
+                left = max(self._progress, asked) + PATIENCE + LONGEST_CALL - now
             else:
-                left = asked + timeout + 1.0 - time.monotonic()
+                left = self._hurry_until + 1.0 - now
             if left <= 0:
                 silence = f"{self._place} did not answer while the last changes were sent{self._later}"
                 return [*self._problems, silence]
-            self._thread.join(left)
+            self._thread.join(min(left, 0.2))
         return list(self._problems)
 
     def run_id(self, run: int) -> str | None:
@@ -137,8 +143,9 @@ class Delivery:
 
     def _take(self, change: Change | None) -> None:
         if change is None:
-            self._closing = True
-            self._closed_at = self._progress = time.monotonic()
+            if not self._closing:
+                self._closing = True
+                self._closed_at = self._progress = time.monotonic()
             self._pause = self._retry_at = 0.0
         elif not self._refused:
             run = self._runs.get(change.run)
@@ -199,8 +206,8 @@ class Delivery:
                 self._waiting[run.number] = run
 
     def _deadline(self) -> float:
-        if self._timeout is not None:
-            return self._closed_at + self._timeout
+        if self._hurry_until is not None:
+            return self._hurry_until
         hopeless = self._offline and not self._answered and self._failed_at > self._closed_at
         return self._closed_at if hopeless else self._progress + PATIENCE
 

@@ -160,13 +160,14 @@ class MlflowLogger:
             self._put(Change(best.trial, tags={"best": "true"}, artifacts=files))
         self._put(contents.search_ended(self._record, status, artifacts))
 
-    def close(self, timeout: float | None = None) -> list[str]:
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Deliver everything that is left and stop the thread; call it once, at the end.
 
-        Waits at most about `timeout` seconds; None: as long as the store takes something every 30 seconds.
-        Returns what could not be delivered, one sentence a problem; an empty list: everything arrived.
+        Goes on as long as the store takes something every 30 seconds, and for about 3 seconds after `hurried`
+        has said that somebody waits for the end. Returns what could not be delivered, one sentence a problem;
+        an empty list: everything arrived.
         """
-        return self._delivery.close(timeout)
+        return self._delivery.close(hurried)
 
     def _put(self, change: Change) -> None:
         self._news = True

@@ -43,7 +43,7 @@ _DRIVERS = {
 _SQLITE_HEADER = b"SQLite format 3\x00"
 _PASSWORD = re.compile(r"(://[^\s:/?#@]*):(?!\d+(?:[/?#\s]|$))\S*@")
 _PASSWORD_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^&\s]*")
-_WRITTEN_PASSWORD = re.compile(r"://[^\s:/?#@]*:(\S*)@")
+_WRITTEN_PASSWORD = re.compile(r"://[^\s:/?#@]*:(.*)@")
 _WRITTEN_OPTION = re.compile(r"(?i)[?&](?:password|passwd|pwd)=([^&\s]*)")
 _REVISION = re.compile(r'^(down_revision|revision) = "(\w+)"', re.MULTILINE)
 
@@ -98,11 +98,11 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{root.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
-def check_tracking(uri: str) -> None:
+def check_tracking(uri: str, *, offline: bool = False) -> None:
     """Refuse a tracking URI whose store cannot be logged to; creates and changes nothing.
 
     SQLite files are opened read-only, servers are asked one question and databases get a TCP connection; the
-    answer comes within about five seconds.
+    answer comes within about five seconds. `offline`: servers and databases are not asked.
 
     Raises:
         InputError: unknown kind of store, a folder, an unusable SQLite file, or a store that does not answer.
@@ -114,12 +114,16 @@ def check_tracking(uri: str) -> None:
     dialect = scheme.split("+")[0]
     if dialect not in SCHEMES or (dialect.startswith("http") and scheme != dialect):
         raise InputError(_unknown_scheme(uri, scheme, rest))
+    if dialect != "sqlite" and any(letter.isspace() for letter in uri):
+        # It is not shown: where a password with a blank ends is anyone's guess.
+        raise InputError(f"tracking URI {scheme}:...: it contains a blank; write %20 for it.")
     if dialect == "sqlite":
         _check_sqlite(uri)
     elif dialect in _PORTS:
         _check_driver(uri, scheme)
-        _within(PATIENCE, lambda: _check_port(uri, _PORTS[dialect]), uri)
-    else:
+        if not offline:
+            _within(PATIENCE, lambda: _check_port(uri, _PORTS[dialect]), uri)
+    elif not offline:
         _within(PATIENCE, lambda: _check_server(uri), uri)
 
 

@@ -44,8 +44,6 @@ from tune_fusion.tuning.trainable import TrialPlan
 
 # Seconds that running epochs are given to end once the search is interrupted.
 _DRAIN_SECONDS = 2.5
-# Seconds the tracking store is given to take the last records when a person waits for the prompt.
-_LAST_WORDS_SECONDS = 3.0
 _NAMED = 5
 
 
@@ -86,11 +84,14 @@ def run_search(
         interruption.check()
         nodes = cluster.nodes()
         cluster.check_resources(checked.space.resources, nodes)
-        check_room(folder.path, bench, cluster.slots(checked.space.resources, nodes))
+        slots = cluster.slots(checked.space.resources, nodes)
+        check_room(folder.path, bench, min(slots, request.concurrent or slots))
         chronicle = Chronicle.begin(session if past is None else past.chronicle.sessions[0])
         search = _Search(request, checked, bench, folder, chronicle, interruption, nodes)
         if past is not None:
-            replay(search.engine, past, strict=not changes)
+            replay(search.engine, past, strict=not request.force)
+            # Before the journal names it: otherwise a death in between would look like a change of the file.
+            search.write_inputs()
         ours = stack.enter_context(opened(folder, session, past))
         ready(changes)
         return search.run(ours, None if past is None else session)
@@ -174,7 +175,8 @@ class _Search:
         if resumption is not None:
             self.engine.replay(resumption)
         self.engine.write = ours.journal.append
-        self._write_inputs()
+        if resumption is None:
+            self.write_inputs()
         files = FileKeeper(self._record, self._folder)
         files.tidy()
         logger = self._logger(ours)
@@ -188,14 +190,15 @@ class _Search:
             ending, content, best = self._finish(ending, ours, logger)
         artifacts = [path for path in (self._folder.result, self._folder.trials) if path.exists()]
         logger.search_ended(ending.status, artifacts=artifacts, best=best)
-        undelivered = logger.close(_LAST_WORDS_SECONDS if self._interruption.signalled else None)
+        undelivered = logger.close(hurried=lambda: self._interruption.signalled)
         code, problems = ending.exit_code, [*ending.problems, *undelivered]
         if self._interruption.signalled and ending.status == "completed":
             code = self._interruption.exit_code
             problems.append("interrupted when the search was complete: nothing of it is missing")
         return Outcome(self._record, content, code, problems)
 
-    def _write_inputs(self) -> None:
+    def write_inputs(self) -> None:
+        """Write the space as run and the layer map into the search's folder."""
         self._folder.logs.mkdir(exist_ok=True)
         self._folder.space.write_text(self._checked.space.to_yaml(), encoding="utf-8")
         layers = [
@@ -259,7 +262,7 @@ class _Search:
         engine = self.engine
         if engine.broken:
             raise _BrokenError
-        if self._interruption.signalled:
+        if self._interruption.signalled and not engine.finished:
             now = time.monotonic()
             if not engine.draining:
                 engine.draining, self._drain_until = True, now + _DRAIN_SECONDS

@@ -6,8 +6,8 @@ from tune_fusion.errors import InputError
 from tune_fusion.space.domain import largest
 from tune_fusion.space.sampling import describe
 from tune_fusion.training.checks import Checked, check_provided
+from tune_fusion.tuning.arms import SearchArm, make_arms
 from tune_fusion.tuning.asha import expected_trials
-from tune_fusion.tuning.engine import SearchArm, make_arms
 
 _SAMPLES = 10
 

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
 
 from tune_fusion.events import (
     ArmExhausted,
@@ -27,13 +26,12 @@ from tune_fusion.events import (
 )
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord, TrialState
 from tune_fusion.space.configuration import ALL, Configuration
-from tune_fusion.space.domain import largest
 from tune_fusion.space.effective import effective_key, is_single
-from tune_fusion.space.sampling import Arm, grid_parameters
+from tune_fusion.space.sampling import grid_parameters
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
-from tune_fusion.tuning.asha import Asha
-from tune_fusion.tuning.study import Study, Suggestion
+from tune_fusion.tuning.arms import SearchArm, make_arms
+from tune_fusion.tuning.study import Suggestion
 
 # Suggestions in a row that were all tried before: after these an arm has nothing new to say.
 _MOST_DUPLICATES = 50
@@ -43,24 +41,6 @@ _HOPELESS = 3
 
 class DivergenceError(ValueError):
     """The engine decides otherwise than the event it is told says."""
-
-
-@dataclass
-class SearchArm:
-    """One arm: its own study, its own rungs, its own budget of trials."""
-
-    name: Arm
-    study: Study
-    asha: Asha
-    budget: int
-    started: int = 0
-    duplicates: int = 0
-    """Suggestions in a row that were tried before."""
-
-    @property
-    def spent(self) -> bool:
-        """True when no further trial of this arm may start."""
-        return self.started >= self.budget
 
 
 @dataclass
@@ -405,25 +385,3 @@ def _words(rung: RungDecision | None) -> str:
     if rung is None:
         return "no rung"
     return f"{'on' if rung.goes_on else 'stop'} at {rung.cutoff:.6g} ({rung.kept} of {rung.seen})"
-
-
-def make_arms(space: SearchSpace) -> list[SearchArm]:
-    """The arms of a search with their budgets of trials; a space without controls has one arm."""
-    direction: Literal["max", "min"] = space.direction
-    wanted = round(space.search.trials * space.search.control_share) if space.controls else 0
-    control_trials = min(wanted, space.search.trials - 1)
-    budgets: list[tuple[Arm, int]] = [
-        ("control", control_trials),
-        ("fusion", space.search.trials - control_trials),
-    ]
-    epochs = int(largest(space.training["epochs"]))
-    return [
-        SearchArm(
-            name,
-            Study(space, name, direction),
-            Asha(space.asha, epochs, direction, enabled=space.search.scheduler == "asha"),
-            budget,
-        )
-        for name, budget in budgets
-        if budget > 0
-    ]

@@ -10,8 +10,10 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Libraries that are being imported swallow `Interrupted` now and then: it is raised again until it is heeded.
+_AGAIN_SECONDS = 1.0
 # `timeout` and other wrappers send a signal to the process and to its group: so soon it is the same request.
-_SAME_REQUEST_SECONDS = 0.2
+_SAME_REQUEST_SECONDS = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,8 +27,9 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Turns the first signal into `Interrupted`, and the second one into the process's end.
 
-    It is raised at once until `defer` is called; from then on only where `check` is called, so that nothing
-    half-done is torn apart. To be entered on the main thread.
+    It is raised at once until `defer` is called, and takes the place of whatever error it causes; from then
+    on only where `check` is called, so that nothing half-done is torn apart. To be entered on the main
+    thread.
     """
 
     def __init__(self) -> None:
@@ -56,7 +59,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+        self._previous = {signum: signal.getsignal(signum) for signum in (*_SIGNALS, signal.SIGALRM)}
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._watcher = threading.Thread(
             target=_end_at_second_signal, args=(reader,), name="second-signal", daemon=True
@@ -65,22 +68,28 @@ class Interruption:
         self.install()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self._previous_wakeup)
         os.close(self._writer)
         assert self._watcher is not None
         self._watcher.join()
+        if isinstance(error, Exception) and self._signum is not None and not self._deferred:
+            raise Interrupted(self._signum) from error
 
     def install(self) -> None:
         """Take the signals; to be called again after Ray has started, which takes SIGTERM for itself."""
         for signum in _SIGNALS:
             signal.signal(signum, self._handle)
+        signal.signal(signal.SIGALRM, self._raise_again)
 
     def defer(self) -> None:
-        """From now on `Interrupted` is raised by `check` alone."""
+        """From now on `Interrupted` is raised by `check` alone; raises it if a signal has come before."""
         self._deferred = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.check()
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal has come."""
@@ -91,7 +100,12 @@ class Interruption:
         if self._signum is None:
             self._signum, self._signalled_at = signum, time.monotonic()
             if not self._deferred:
+                signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
                 self.check()
+
+    def _raise_again(self, signum: int, frame: FrameType | None) -> None:
+        if not self._deferred:
+            self.check()
 
 
 def _end_at_second_signal(reader: int) -> None:

@@ -50,9 +50,8 @@ def check_name(request: Request, checked: Checked) -> RunFolder:
 
 
 def check_store(request: Request) -> None:
-    """InputError where the tracking store does not answer, unless the request is for an offline search."""
-    if not request.offline:
-        check_tracking(request.tracking_uri)
+    """InputError for a store that cannot be logged to; an offline search does without its answer."""
+    check_tracking(request.tracking_uri, offline=request.offline)
 
 
 def later(command: str, request: Request, name: str) -> str:

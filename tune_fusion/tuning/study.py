@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 
@@ -130,7 +130,18 @@ class Study:
         with warnings.catch_warnings():
             # `group` is what makes TPE model conditional spaces jointly; Optuna still calls it experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            return _TpeSampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+class _TpeSampler(optuna.samplers.TPESampler):
+    """TPE that knows of a running trial what it runs with, and nothing else.
+
+    Optuna also remembers what it drew for the branches that the trial did not take (the rates of optimizers
+    that were not chosen). A study that repeats earlier suggestions cannot know that.
+    """
+
+    def _get_params(self, trial: optuna.trial.FrozenTrial, study: optuna.study.Study) -> dict[str, Any]:
+        return trial.params
 
 
 def _check_meaning(parameters: Mapping[str, Scalar], before: Configuration, now: Configuration) -> None:
