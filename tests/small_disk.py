@@ -23,3 +23,14 @@ def small_disk(folder, kilobytes):
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+    """Leave no byte of a disk free; returns the file that takes them."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+        except OSError:
+            return ballast

@@ -1,6 +1,8 @@
 import argparse
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,6 +107,22 @@ def test_how_a_command_ends(capsys, body, code, message):
         commands.run("made", body)
     assert stop.value.code == code
     assert capsys.readouterr() == ("", message)
+
+
+def test_a_command_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
+    script = tmp_path / "made.py"
+    script.write_text(
+        "import sys\nfrom tune_fusion import commands\n"
+        "for number in range(20000):\n    commands.say(f'line {number}')\n"
+        "commands.say('done', sys.stderr)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "done\n"
+    assert process.returncode == 0
 
 
 def test_a_mistake_of_ours_is_not_dressed_up_as_the_users():

@@ -266,3 +266,12 @@ def test_a_killed_worker_costs_nothing(searches, tmp_path):
     assert sum(result["counts"].values()) == 8
     assert sum(isinstance(event, WorkerLost) for event in journal(tmp_path, "killed")) == 1
     assert query(tmp_path, "select count(*) from runs") == [(9,)]
+
+
+def test_a_path_too_long_for_rays_sockets_is_refused(searches, tmp_path):
+    long = tmp_path / ("x" * 90)
+    code, out, err = searches.run(tmp_path, "--space", "digits", "--name", "long", RAY_TMPDIR=str(long))
+    assert (code, out) == (2, "")
+    assert "set $RAY_TMPDIR to a short one, such as /tmp/ray" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()

@@ -64,6 +64,11 @@ class RunFolder:
         """The newest checkpoints of trials that have not ended, one folder a trial."""
         return self.path / "checkpoints"
 
+    @property
+    def reserve(self) -> Path:
+        """Kept while the search runs, so that one that fills its disk can still write how far it came."""
+        return self.path / ".reserve"
+
     def checkpoint_folder(self, trial: int) -> Path:
         """The checkpoints of one trial."""
         return self.checkpoints / f"{trial:04d}"

@@ -19,6 +19,13 @@ def lines(folder):
     return parsed
 
 
+def lines_so_far(folder):
+    """The whole lines of a journal that may be written at this moment; none where it has not begun."""
+    path = Path(folder) / "journal.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
 def decided(folder):
     """How many decisions the journal holds so far; cheap enough to be asked again and again."""
     path = Path(folder) / "journal.jsonl"
@@ -61,6 +68,25 @@ def files(folder):
     """Content by path, of every file in a folder."""
     found = (path for path in Path(folder).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def check_same(folder, model):
+    """Two searches decided the same in the same order, and left the same behind."""
+    assert decisions(folder) == decisions(model)
+    one, other = files(folder), files(model)
+    # Tracebacks may tell of what went wrong on the way.
+    assert {path for path in one if not path.startswith("logs/trial-")} == other.keys()
+    for path in one:
+        if path.startswith(("weights/", "model/")) or path in ("layers.json", "space.yaml"):
+            assert one[path] == other[path], path
+    result, expected = (json.loads(content["result.json"]) for content in (one, other))
+    assert result["status"] == "completed"
+    for key in ("best", "best_fusion", "best_control", "untuned_fusion", "untuned_control"):
+        for trial in (result[key], expected[key]):
+            trial["metrics"] = steady(trial["metrics"])
+        assert result[key] == expected[key]
+    for key in ("trials", "planned_trials", "counts", "duplicates", "notes", "epochs"):
+        assert result[key] == expected[key]
 
 
 def check_order(folder, trials, at_once):

@@ -1,23 +1,17 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow_server import Server
 from searches import end_epoch, end_trial, metrics
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.tracking.changes import PARENT, Pending
 from tune_fusion.tracking.store import MlflowStore
-from tune_fusion.tracking.uri import UI_PORT, ui_command
 
 
 @pytest.fixture(scope="session")
@@ -94,49 +88,6 @@ def tell(record: SearchRecord, add_trial: Callable[..., TrialRecord]) -> Callabl
         return trial
 
     return whole
-
-
-class Server:
-    """What `ui_command` starts on a store: a real MLflow server, on a loopback port of its own."""
-
-    def __init__(self, folder: Path, database: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = ui_command(f"sqlite:///{database}")
-        self.command = command.replace(f"--port {UI_PORT}", f"--port {self.port}")
-        assert self.command != command
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        light = {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                f"exec {self.command}",
-                shell=True,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                env={**os.environ, **light},
-                start_new_session=True,
-            )
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "server.log").read_text()
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError((self.folder / "server.log").read_text())
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # it leads the group of its own workers
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from tune_fusion.errors import InputError
 from tune_fusion.training.files import DiskFullError
-from tune_fusion.tuning.failures import failure
+from tune_fusion.tuning.failures import Failure, failure
 
 CPU = torch.device("cpu")
 
@@ -35,7 +35,7 @@ def wrapped(error):
 )
 def test_too_little_memory_is_told_with_the_batch_size_and_what_to_do(error):
     told = failure(error, 512, CPU)
-    assert told["kind"] == "out_of_memory"
+    assert told.kind == "out_of_memory"
     for words in (
         "training.batch_size 512",
         "lower training.batch_size",
@@ -43,20 +43,20 @@ def test_too_little_memory_is_told_with_the_batch_size_and_what_to_do(error):
         "--concurrent",
         "cpu",
     ):
-        assert words in told["message"]
-    assert "\n" not in told["message"]
+        assert words in told.message
+    assert "\n" not in told.message
 
 
 def test_torchs_own_allocation_failures_are_known():
     for function in (lambda: torch.empty(2**60), lambda: bytearray(2**60)):
-        assert failure(raised(function), 1, CPU)["kind"] == "out_of_memory"
+        assert failure(raised(function), 1, CPU).kind == "out_of_memory"
 
 
 def test_a_gpu_is_told_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**29, 2**33))
     told = failure(torch.OutOfMemoryError("CUDA out of memory."), 64, torch.device("cuda"))
-    assert told["message"].startswith("out of memory on cuda (6.5 of 8.0 GiB in use) with ")
-    assert "resources.gpu" in told["message"]
+    assert told.message.startswith("out of memory on cuda (6.5 of 8.0 GiB in use) with ")
+    assert "resources.gpu" in told.message
 
 
 def test_a_device_that_says_nothing_about_its_memory_is_no_second_failure(monkeypatch):
@@ -65,8 +65,8 @@ def test_a_device_that_says_nothing_about_its_memory_is_no_second_failure(monkey
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
     error = torch.OutOfMemoryError("CUDA out of memory.")
-    assert failure(error, 64, torch.device("cuda"))["message"].startswith("out of memory on cuda with ")
-    assert failure(error, 64, torch.device("mps"))["message"].startswith("out of memory on mps with ")
+    assert failure(error, 64, torch.device("cuda")).message.startswith("out of memory on cuda with ")
+    assert failure(error, 64, torch.device("mps")).message.startswith("out of memory on mps with ")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -74,10 +74,10 @@ def test_a_full_disk_is_told_with_its_file(code):
     error = OSError(code, "No room", "/runs/one/file")
     for each in (error, wrapped(error)):
         told = failure(each, 64, CPU)
-        assert told == {"kind": "disk_full", "message": "disk full: /runs/one/file: No room"}
+        assert told == Failure("disk_full", "disk full: /runs/one/file: No room")
     full = DiskFullError("disk full: /runs/one/file needs 2.0 MiB, 0.1 MiB are free")
     full.__cause__ = wrapped(OSError(code, "No room"))
-    assert failure(full, 64, CPU) == {"kind": "disk_full", "message": str(full)}
+    assert failure(full, 64, CPU) == Failure("disk_full", str(full))
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_a_full_disk_is_told_with_its_file(code):
     ],
 )
 def test_any_other_error_is_told_in_one_line(error, message):
-    assert failure(error, 64, CPU) == {"kind": "error", "message": message}
+    assert failure(error, 64, CPU) == Failure("error", message)

@@ -7,6 +7,7 @@ from torch import nn
 
 from tune_fusion.errors import InputError
 from tune_fusion.optim.registry import OPTIMIZERS, get
+from tune_fusion.runs import RunFolder
 from tune_fusion.space.settings import DataSettings, ModelSettings
 from tune_fusion.training.workbench import Workbench
 from tune_fusion.tuning.room import check_room, needed_bytes, no_room
@@ -44,6 +45,20 @@ def test_a_disk_without_room_is_refused_with_what_is_needed_and_what_there_is(be
         assert list(disk.iterdir()) == []
 
 
+def test_what_a_search_has_written_already_has_its_room(bench, tmp_path):
+    needed = needed_bytes(bench, 1)
+    with small_disk(tmp_path / "disk", needed // 1024 + 64) as disk:
+        run = RunFolder(disk / "first")
+        for path in (run.checkpoint_folder(3) / "epoch-0002.pt", run.weights(3)):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(bytes(MEGABYTE))
+        check_room(run.path, bench, 1)
+        full = OSError(28, "No space left on device")
+        assert f"needs {needed / MEGABYTE - 2:,.0f} MB more there" in no_room(full, run.path, bench, 1)
+        with pytest.raises(InputError, match="make room"):
+            check_room(disk / "second", bench, 1)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_no_optimizer_keeps_more_than_a_checkpoint_is_thought_to_hold(name):
     # A checkpoint is reckoned as four times the model: its weights and three values a parameter.
@@ -61,7 +76,7 @@ def test_a_disk_that_filled_up_says_where_and_how_much(bench, tmp_path):
         text = no_room(OSError(28, "No space left on device"), disk / "first", bench, 1)
     needed = f"{needed_bytes(bench, 1) / MEGABYTE:,.0f} MB"
     assert text == (
-        f"{disk / 'first'}: No space left on device; the search needs {needed} there, 1 MB are free"
+        f"{disk / 'first'}: No space left on device; the search needs {needed} more there, 1 MB are free"
     )
 
 

@@ -19,6 +19,7 @@ from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSett
 from tune_fusion.training.checkpoint import newest_checkpoint
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench
+from tune_fusion.tuning.failures import Failure
 from tune_fusion.tuning.trainable import FusionTrial, TrialPlan
 
 MODEL = ModelSettings(name="lenet5")
@@ -236,7 +237,7 @@ def test_an_error_is_told_in_a_line_and_logged_in_full(make_plan, monkeypatch):
         fail_with(patched, ValueError, "first\nsecond")
         result = trial.step()
     assert result["epochs"] == []
-    assert result["failure"] == {"kind": "error", "message": "ValueError: first"}
+    assert result["failure"] == Failure("error", "ValueError: first")
     log = RunFolder(plan.run_folder).trial_log(3).read_text()
     assert log.startswith("Traceback")
     assert "second" in log
@@ -257,8 +258,8 @@ def test_too_little_memory_is_told_and_freed_for_the_next_trial(make_plan, monke
         assert optimizer() is None
     finally:
         gc.enable()
-    assert result["failure"]["kind"] == "out_of_memory"
-    assert "training.batch_size 32" in result["failure"]["message"]
+    assert result["failure"].kind == "out_of_memory"
+    assert "training.batch_size 32" in result["failure"].message
     assert all(parameter.grad is None for parameter in trial._bench.model.parameters())
     trial.reset_config(config(1))
     assert len(run(trial, 1)[0]) == 1
@@ -273,10 +274,10 @@ def test_a_full_disk_is_told_with_what_is_needed(make_plan, tmp_path):
             filler.write(bytes(100 * 1024))
         # Its best weights find room in place of the old ones, its second checkpoint does not.
         result = worker(plan, 1).step()
-        assert result["failure"]["kind"] == "disk_full"
+        assert result["failure"].kind == "disk_full"
         assert result["epochs"] == []
-        assert str(plan.run_folder) in result["failure"]["message"]
-        assert "MiB, 0." in result["failure"]["message"]
+        assert str(plan.run_folder) in result["failure"].message
+        assert "MiB, 0." in result["failure"].message
         assert not [path for path in plan.run_folder.rglob(".*") if path.is_file()]
         # What was there is still good.
         assert [epoch["epoch"] for epoch in run(worker(plan, low="sgd", lr=0.1), 1)[0]] == [1]
@@ -288,14 +289,14 @@ def test_a_log_that_cannot_be_written_is_no_second_failure(make_plan, monkeypatc
     RunFolder(plan.run_folder).trial_log(0).parent.write_text("no folder")
     trial = worker(plan)
     fail_with(monkeypatch, ValueError, "first")
-    assert trial.step()["failure"]["message"] == "ValueError: first"
+    assert trial.step()["failure"].message == "ValueError: first"
 
 
 def test_other_data_than_the_drivers_are_refused(make_plan):
     plan = make_plan(fingerprint="f" * 64)
     result = worker(plan).step()
-    assert result["failure"]["kind"] == "error"
-    message = result["failure"]["message"]
+    assert result["failure"].kind == "error"
+    message = result["failure"].message
     assert message.startswith(f"data on {socket.gethostname()} differ from the driver's (fingerprint ")
     assert "ffffffffffff there): the same files must be on every node" in message
     assert files(plan.run_folder) == ["trial-0000.txt"]
@@ -319,5 +320,5 @@ def test_an_image_that_went_bad_after_the_drivers_check_is_skipped_and_counted(
     refusing = make_plan(
         model=model, data=data.model_copy(update={"on_corrupt": "fail"}), fingerprint=fingerprint
     )
-    message = worker(refusing, number=1).step()["failure"]["message"]
+    message = worker(refusing, number=1).step()["failure"].message
     assert "class1/3.png" in message

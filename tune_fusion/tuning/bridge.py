@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from tune_fusion.space.settings import ResourceSettings
 from tune_fusion.tuning.engine import Engine
+from tune_fusion.tuning.failures import Failure
 from tune_fusion.tuning.hangs import HangWatch
 from tune_fusion.tuning.trainable import FusionTrial, TrialPlan
 from tune_fusion.tuning.workers import death_reason, end_worker, has_worker, losses_survived
@@ -93,12 +94,12 @@ class EngineScheduler(_Unpickled, FIFOScheduler):  # type: ignore[misc]  # Ray s
         return decision
 
     def _take(self, number: int, result: dict[str, Any]) -> bool:
-        failure = result["failure"]
+        failure: Failure | None = result["failure"]
         if failure is not None:
-            if failure["kind"] == "disk_full":
+            if failure.kind == "disk_full":
                 # No fault of the trial: it goes on when the search is resumed.
-                raise OSError(errno.ENOSPC, failure["message"])
-            self._engine.fail(number, failure["message"], infeasible=failure["kind"] == "out_of_memory")
+                raise OSError(errno.ENOSPC, failure.message)
+            self._engine.fail(number, failure.message, infeasible=failure.kind == "out_of_memory")
             return False
         known = len(self._engine.record.trials[number].epochs)
         # A worker that took up a checkpoint reports all of its epochs once more.

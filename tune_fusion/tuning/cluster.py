@@ -71,6 +71,13 @@ def connected(address: str | None) -> Iterator[None]:
                 f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
                 "start one with 'ray start --head', or leave --address out to run on this machine alone"
             ) from error
+        except OSError as error:
+            if "AF_UNIX" not in str(error):
+                raise
+            raise InputError(
+                f"the folder for Ray's sockets has too long a path ({error}); set $RAY_TMPDIR to a short "
+                "one, such as /tmp/ray"
+            ) from error
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             yield
@@ -100,19 +107,22 @@ def check_machine(address: str | None, resources: ResourceSettings, gpus: int) -
 
 @contextmanager
 def _unobtrusive() -> Iterator[None]:
-    """Connects Ray without its handler of SIGTERM and without its messages on our standard output.
+    """Connects Ray without its handlers of SIGTERM and without its messages on our standard output.
 
-    It tells there of every worker that died, amid the live table; the engine tells of it, too. Ray has no
-    settings for this.
+    It tells there of every worker that died, amid the live table; the engine tells of it, too. One of the
+    handlers would write a stack to standard error. Ray has no settings for this that could be made here.
     """
-    from ray._private import utils, worker
+    from ray._private import ray_constants, utils, worker
 
     handler, messages = utils.set_sigterm_handler, worker.listen_error_messages
+    failures = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
     utils.set_sigterm_handler = worker.listen_error_messages = lambda *_: None
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     try:
         yield
     finally:
         utils.set_sigterm_handler, worker.listen_error_messages = handler, messages
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = failures
 
 
 @contextmanager

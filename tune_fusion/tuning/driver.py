@@ -250,7 +250,8 @@ class _Search:
         except OSError as error:
             return self._full_disk(error)
         except Exception as error:  # noqa: BLE001  (whatever Ray raises, what was found must be written)
-            (self._folder.logs / "driver.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            with suppress(OSError):
+                (self._folder.logs / "driver.txt").write_text(traceback.format_exc(), encoding="utf-8")
             return self._failure(f"Ray Tune stopped: {type(error).__name__}: {error}")
         if record.best() is None:
             reasons = "; ".join(sorted({f"{trial.state}: {trial.reason}" for trial in record.trials}))
@@ -299,6 +300,8 @@ class _Search:
             content = self._content(ending, ours, logger.url)
             write_results(self._folder, self._record, content)
             if ending.status == "completed":
+                # A driver that dies behind the last line has no successor that would tidy.
+                ours.free_reserve()
                 self.engine.close(ending.status)
         except OSError as error:
             ours.free_reserve()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, TypedDict
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -14,8 +15,12 @@ from tune_fusion.training.files import DiskFullError, causes, no_space
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
-class Failure(TypedDict):
-    """Why a trial failed: an error of any kind, too little memory, or a full disk."""
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial failed: an error of any kind, too little memory, or a full disk.
+
+    No dictionary: Ray takes those in a result apart.
+    """
 
     kind: Literal["error", "out_of_memory", "disk_full"]
     message: str
@@ -32,10 +37,10 @@ def failure(error: BaseException, batch_size: int, device: torch.device) -> Fail
         # A DiskFullError knows how much is needed; other writers' errors name the file at best.
         told = next((cause for cause in causes(error) if isinstance(cause, DiskFullError)), None)
         place = f": {full.filename}" if full.filename else ""
-        return {"kind": "disk_full", "message": str(told) if told else f"disk full{place}: {full.strerror}"}
+        return Failure("disk_full", str(told) if told else f"disk full{place}: {full.strerror}")
     if any(map(_is_out_of_memory, causes(error))):
-        return {"kind": "out_of_memory", "message": _out_of_memory(batch_size, device)}
-    return {"kind": "error", "message": _brief(error)}
+        return Failure("out_of_memory", _out_of_memory(batch_size, device))
+    return Failure("error", _brief(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

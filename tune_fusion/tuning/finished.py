@@ -29,6 +29,7 @@ def revisit(request: Request, trials: int | None) -> Outcome | None:
                 f"{past.folder.result}: cannot be read ({error}); the search itself is complete in "
                 f"{past.folder.journal}"
             ) from error
+        past.folder.reserve.unlink(missing_ok=True)  # left by a driver that was killed in its last moment
         check_store(request)
         synced = deliver_rest(past, request.tracking_uri, later("sync", request, past.folder.name))
     print(f"{record.name} is complete already: --trials N extends it")

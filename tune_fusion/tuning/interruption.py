@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Libraries that are being imported swallow `Interrupted` now and then: it is raised again until it is heeded.
-_AGAIN_SECONDS = 1.0
 # `timeout` and other wrappers send a signal to the process and to its group: so soon it is the same request.
 _SAME_REQUEST_SECONDS = 0.05
+_BEFORE_ANYTHING = b"tune_fusion.search: interrupted before anything was written\n"
+_SHOW_CURSOR = b"\x1b[?25h\r\n"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,8 +31,8 @@ class Interruption:
     """Turns the first signal into `Interrupted`, and the second one into the process's end.
 
     It is raised at once until `defer` is called, and takes the place of whatever error it causes; from then
-    on only where `check` is called, so that nothing half-done is torn apart. To be entered on the main
-    thread.
+    on only where `check` is called, so that nothing half-done is torn apart. While a module is imported
+    before that, the first signal ends the process, too. To be entered on the main thread.
     """
 
     def __init__(self) -> None:
@@ -59,7 +62,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._previous = {signum: signal.getsignal(signum) for signum in (*_SIGNALS, signal.SIGALRM)}
+        self._previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._watcher = threading.Thread(
             target=_end_at_second_signal, args=(reader,), name="second-signal", daemon=True
@@ -69,7 +72,6 @@ class Interruption:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self._previous_wakeup)
@@ -83,12 +85,10 @@ class Interruption:
         """Take the signals; to be called again after Ray has started, which takes SIGTERM for itself."""
         for signum in _SIGNALS:
             signal.signal(signum, self._handle)
-        signal.signal(signal.SIGALRM, self._raise_again)
 
     def defer(self) -> None:
         """From now on `Interrupted` is raised by `check` alone; raises it if a signal has come before."""
         self._deferred = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
         self.check()
 
     def check(self) -> None:
@@ -100,12 +100,25 @@ class Interruption:
         if self._signum is None:
             self._signum, self._signalled_at = signum, time.monotonic()
             if not self._deferred:
-                signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
+                if _is_importing(frame):
+                    # Libraries swallow an exception at that time, or abort the process.
+                    _end(self.exit_code, _BEFORE_ANYTHING)
                 self.check()
 
-    def _raise_again(self, signum: int, frame: FrameType | None) -> None:
-        if not self._deferred:
-            self.check()
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib."):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _end(code: int, last_words: bytes = b"") -> NoReturn:
+    """End the process at once; a terminal gets the cursor back that a live table hides."""
+    with suppress(OSError):
+        if os.isatty(sys.stdout.fileno()):
+            os.write(sys.stdout.fileno(), _SHOW_CURSOR)
+        os.write(sys.stderr.fileno(), last_words)
+    os._exit(code)
 
 
 def _end_at_second_signal(reader: int) -> None:
@@ -114,13 +127,20 @@ def _end_at_second_signal(reader: int) -> None:
     On a thread, because Python calls a handler only between two steps of the main thread, which may wait for
     seconds in Ray's or torch's C++ code; two signals in that time would be one.
     """
-    first: float | None = None
-    while number := os.read(reader, 1):
-        if number[0] not in _SIGNALS:
-            continue
-        now = time.monotonic()
-        if first is None:
-            first = now
-        elif now - first > _SAME_REQUEST_SECONDS:
-            os._exit(128 + number[0])
+    if _next_signal(reader) is not None:
+        time.sleep(_SAME_REQUEST_SECONDS)
+        # Not by the clock: foreign code may keep this thread from reading what came at the same time.
+        while select.select([reader], [], [], 0)[0] and os.read(reader, 1):
+            pass
+        signum = _next_signal(reader)
+        if signum is not None:
+            _end(128 + signum)
     os.close(reader)
+
+
+def _next_signal(reader: int) -> int | None:
+    """Waits for the next signal that is ours; None: the other end is closed."""
+    while number := os.read(reader, 1):
+        if number[0] in _SIGNALS:
+            return number[0]
+    return None

@@ -15,9 +15,7 @@ from tune_fusion.journal import Journal
 from tune_fusion.runs import Past, RunFolder, find_run, read_past
 from tune_fusion.tuning.ownership import owned
 
-_RESERVE = ".reserve"
 _RESERVE_BYTES = 2 * 2**20
-"""Kept on the disk, so that a search that fills it can still write how far it came."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Opened:
 
     def free_reserve(self) -> None:
         """Give the reserve back to a disk that is full."""
-        (self.folder.path / _RESERVE).unlink(missing_ok=True)
+        self.folder.reserve.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -58,7 +56,7 @@ def opened(folder: RunFolder, session: Session, past: Past | None) -> Iterator[O
                 journal = Journal(folder.journal, past.lines)
                 journal.append(session)
             stack.callback(journal.close)
-            _reserve(folder.path / _RESERVE)
+            folder.reserve.write_bytes(bytes(_RESERVE_BYTES))
         except OSError as error:
             raise InputError(f"{folder.path}: cannot be written: {error.strerror or error}") from error
         ours = Opened(folder, journal)
@@ -79,8 +77,3 @@ def _begin(folder: RunFolder, session: Session, stack: ExitStack) -> Journal:
         shutil.rmtree(part, ignore_errors=True)
         raise
     return journal
-
-
-def _reserve(path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(bytes(_RESERVE_BYTES))

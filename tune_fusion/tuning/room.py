@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from tune_fusion.errors import InputError
+from tune_fusion.runs import RunFolder
 from tune_fusion.training.workbench import Workbench
 
 # A checkpoint is the model and at most three values of state a parameter; two are kept of each trial, and a
@@ -25,8 +26,11 @@ def needed_bytes(bench: Workbench, slots: int) -> int:
 
 
 def check_room(folder: Path, bench: Workbench, slots: int) -> None:
-    """InputError where the disk of `folder`, which need not exist yet, has not the room for a search."""
-    needed, free = needed_bytes(bench, slots), _free(folder)
+    """InputError where the disk of `folder`, which need not exist yet, has not the room for a search.
+
+    What an earlier session has left there has its room already.
+    """
+    needed, free = _lacking_bytes(folder, bench, slots), _free(folder)
     if free < needed:
         raise InputError(
             f"--output {folder.parent}: checkpoints and weights of {slots} trials at once need "
@@ -38,9 +42,24 @@ def check_room(folder: Path, bench: Workbench, slots: int) -> None:
 def no_room(error: OSError, folder: Path, bench: Workbench, slots: int) -> str:
     """What to say when writing failed with `error` in the middle of a search."""
     return (
-        f"{folder}: {error.strerror or error}; the search needs {_megabytes(needed_bytes(bench, slots))} "
-        f"there, {_megabytes(_free(folder))} are free"
+        f"{folder}: {error.strerror or error}; the search needs "
+        f"{_megabytes(_lacking_bytes(folder, bench, slots))} more there, {_megabytes(_free(folder))} are free"
     )
+
+
+def _lacking_bytes(folder: Path, bench: Workbench, slots: int) -> int:
+    """The room that is needed beside the checkpoints and weights that are in `folder`."""
+    run = RunFolder(folder)
+    held = (path for place in (run.checkpoints, run.weights(0).parent) for path in place.rglob("*"))
+    return max(0, needed_bytes(bench, slots) - sum(map(_size, held)))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where a worker has just removed it."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def _free(folder: Path) -> int:
