@@ -8,7 +8,7 @@ import shutil
 import signal
 
 import pytest
-from evidence import check_mlflow, check_order, check_same, decided, files, lines, lines_so_far
+from evidence import check_mlflow, check_order, check_same, decided, decisions, files, lines, lines_so_far
 from running import QUICK, trial_workers, wait_for_end, wait_until
 from small_disk import fill, small_disk
 
@@ -18,10 +18,9 @@ TRIALS = 24
 KILLS = 10
 STARTING = 3
 """How many of the kills hit a worker that starts; the others hit one that trains."""
-# A worker on a busy machine takes many seconds to start, which must not count as hanging.
 SEARCH = [
     *("--space", "digits", "--trials", TRIALS, "--epochs", 3, *QUICK, "--concurrent", 1),
-    *("--set", f"search.retries={KILLS}", "--set", "search.trial_timeout=25"),
+    *("--set", f"search.retries={KILLS}"),
 ]
 
 
@@ -98,19 +97,21 @@ def test_a_trial_whose_workers_all_die_fails_alone(searches, tmp_path):
 def test_a_worker_that_hangs_is_replaced(undisturbed, searches, tmp_path):
     chance = random.Random(25)
     folder = tmp_path / "runs" / "hung"
-    process = searches.start(tmp_path, *SEARCH, "--name", "hung")
+    process = searches.start(tmp_path, *SEARCH, "--name", "hung", "--set", "search.trial_timeout=25")
     moment = chance.randrange(2, decided(undisturbed) - 8)
     wait_until(lambda: decided(folder) >= moment, process=process)
+    # On a busy machine a worker may have taken too long to start as well.
+    earlier = len(lost(folder))
     worker = a_worker(process)
     worker.send_signal(signal.SIGSTOP)
     reached = decided(folder)
-    wait_until(lambda: lost(folder), process=process)
+    wait_until(lambda: len(lost(folder)) > earlier, process=process)
     # What it had sent before may have come in meanwhile.
     assert decided(folder) <= reached + 2
-    assert lost(folder)[0]["reason"] == "no epoch ended within 25 s (search.trial_timeout)"
+    assert lost(folder)[earlier]["reason"] == "no epoch ended within 25 s (search.trial_timeout)"
     check_ended(folder, process)
     wait_for_end([worker])
-    check_same(folder, undisturbed)
+    assert decisions(folder) == decisions(undisturbed)
     check_order(folder, TRIALS, at_once=1)
 
 
