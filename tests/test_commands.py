@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tune_fusion import commands, train
+from tune_fusion import commands, search, train
 from tune_fusion.errors import InputError, TuneFusionError
 from tune_fusion.tuning.interruption import Interrupted
 
@@ -237,3 +237,10 @@ def test_the_epochs_on_disk_are_plain_json(config, tmp_path):
     assert ended(*QUICK, "--config", config(), "--output", "out") == 0
     (epoch,) = json.loads((tmp_path / "out" / "epochs.json").read_text(), parse_constant=pytest.fail)
     assert all(math.isfinite(value) for value in epoch.values())
+
+
+def test_an_empty_output_folder_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended_with:
+        search.main(["--space", "digits", "--output", ""])
+    assert ended_with.value.code == 2
+    assert "argument --output: needs the path of a folder, got an empty text" in capsys.readouterr().err

@@ -69,16 +69,17 @@ def test_a_search_is_found_by_its_journal(tmp_path):
 def test_a_search_that_is_not_there(tmp_path):
     with pytest.raises(InputError) as refused:
         find_run(tmp_path / "runs", "first", "--resume")
-    assert str(refused.value) == f"--resume first: {tmp_path / 'runs'} holds no search of that name"
+    assert str(refused.value) == f"--resume first: {tmp_path / 'runs'} holds no search of that name; " + (
+        "--output says where searches are kept"
+    )
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"holds no search of that name$"):
+    with pytest.raises(InputError, match=r"runs/first has no journal.jsonl, from which a search goes on"):
         find_run(tmp_path / "runs", "first", "--resume")
 
 
 def test_the_nearest_name_is_suggested_and_never_what_is_only_half_made(tmp_path):
     journal(tmp_path / "digits-20250101", make_session())
     journal(tmp_path / ".first-x1", make_session())
-    (tmp_path / "digits-20250102").mkdir()
     with pytest.raises(InputError, match="did you mean 'digits-20250101'"):
         find_run(tmp_path, "digits-20250102", "--resume")
     with pytest.raises(InputError) as refused:

@@ -39,14 +39,20 @@ class Parser(argparse.ArgumentParser):
 def add_places(parser: argparse.ArgumentParser) -> None:
     """The options that say where a search's files and its log are; all commands share them."""
     parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="default: %(default)s"
+        "--output", type=_folder, default=DEFAULT_OUTPUT, metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument(
         "--tracking-uri",
-        default=DEFAULT_TRACKING,
         metavar="URI",
-        help="MLflow store (default: %(default)s)",
+        help=f"MLflow store (default: {DEFAULT_TRACKING}, or that of the search which goes on)",
     )
+
+
+def _folder(text: str) -> Path:
+    """An argument that must name a folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("needs the path of a folder, got an empty text")
+    return Path(text)
 
 
 def _is_whole(text: str) -> bool:

@@ -67,6 +67,8 @@ class Session(_Event):
     """The data's fingerprint."""
     tracking: str
     """The tracking URI, without credentials."""
+    concurrent: int | None = None
+    """At most so many trials at once, where that was said."""
 
 
 class Suggested(_Event):

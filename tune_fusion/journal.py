@@ -50,7 +50,8 @@ def read_journal(path: Path) -> Lines:
         except ValueError as error:
             raise InputError(
                 f"{path}:{number}: {error}; nothing was changed. The lines before it are sound: restore the "
-                f"file from a copy, or keep only those ('head -n {number - 1}') to lose what came after them"
+                f"file from a copy, or lose what came after them: head -n {number - 1} {path.name} > sound, "
+                f"then rename sound to {path.name}"
             ) from error
     return Lines(events, size)
 

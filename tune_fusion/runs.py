@@ -119,8 +119,13 @@ def find_run(output: Path, name: str, option: str) -> RunFolder:
             known = sorted(path.parent.name for path in folder.path.parent.glob("[!.]*/journal.jsonl"))
         except OSError:
             known = []
-        hint = f"; {suggest(name, known)}" if known else ""
-        raise InputError(f"{option} {name}: {folder.path.parent} holds no search of that name{hint}")
+        hint = suggest(name, known) if known else "--output says where searches are kept"
+        if folder.path.exists():
+            raise InputError(
+                f"{option} {name}: {folder.path} has no {folder.journal.name}, from which a search goes on; "
+                "without it that folder can only be deleted or renamed"
+            )
+        raise InputError(f"{option} {name}: {folder.path.parent} holds no search of that name; {hint}")
     return folder
 
 

@@ -27,16 +27,22 @@ def _sync(options: argparse.Namespace) -> int:
     from tune_fusion.tracking.mlflow_logger import check_tracking
     from tune_fusion.tuning.delivering import deliver_rest
     from tune_fusion.tuning.opening import reopened
-    from tune_fusion.tuning.preflight import Request, later
+    from tune_fusion.tuning.preflight import Request, as_before, later
 
-    request = Request(name=options.name, output=options.output, tracking_uri=options.tracking_uri)
+    request = Request(
+        name=options.name,
+        output=options.output,
+        tracking_uri=options.tracking_uri or commands.DEFAULT_TRACKING,
+        tracking_given=options.tracking_uri is not None,
+    )
     with reopened(request.output, options.name, "NAME") as past:
+        request = as_before(request, past.session)
         check_tracking(request.tracking_uri)
         synced = deliver_rest(past, request.tracking_uri, later("sync", request, options.name))
     if synced.problems:
         raise TuneFusionError("\n".join(synced.problems))
     if synced.runs:
-        print(f"{options.name}: delivered {synced.epochs} epochs and what else is new of {synced.runs} runs")
+        print(f"{options.name}: {synced.runs} runs brought up to date, with {synced.epochs} new epochs")
     else:
         print(f"{options.name}: MLflow holds everything already")
     return 0

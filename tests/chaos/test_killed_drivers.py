@@ -40,6 +40,8 @@ SEARCH = ["--space", "digits", "--trials", TRIALS, "--set", "data.limit=300"]
 # Epochs of about a tenth of a second.
 SEARCH += ["--set", "training.batch_size=16"]
 KILLS = 20
+PATIENCE = 400
+"""Seconds after which a search on a busy machine is taken to hang."""
 
 # Python runs this at the start of every process that finds it: of drivers and of workers.
 WATCHER = """
@@ -87,7 +89,7 @@ class Victim:
     def finish(self):
         """Start or resume the search and wait for its end; returns its standard output."""
         process = self.start()
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (0, "")
         return out
 
@@ -120,12 +122,12 @@ def wait_for(moment, process, folder):
     before = decided(folder)
     if isinstance(moment, float):
         end = time.monotonic() + moment
-        wait_until(lambda: time.monotonic() > end or decided(folder) > before, process=process)
+        wait_until(lambda: time.monotonic() > end or decided(folder) > before, PATIENCE, process)
     elif moment == "closed":
-        wait_until(lambda: b'"event":"closed"' in (folder / "journal.jsonl").read_bytes(), process=process)
+        wait_until(lambda: b'"event":"closed"' in (folder / "journal.jsonl").read_bytes(), PATIENCE, process)
     else:
         count, seconds = moment
-        wait_until(lambda: decided(folder) >= max(count, before + 1), process=process)
+        wait_until(lambda: decided(folder) >= max(count, before + 1), PATIENCE, process)
         time.sleep(seconds)
 
 
@@ -230,25 +232,25 @@ def test_one_driver_a_search(searches, tmp_path):
     quick = ["--space", "digits", "--epochs", 4, *QUICK, "--concurrent", 1]
     first = searches.start(tmp_path, *quick, "--name", "held", "--trials", 400)
     folder = tmp_path / "runs" / "held"
-    wait_until(lambda: decided(folder) >= 1, process=first)
+    wait_until(lambda: decided(folder) >= 1, PATIENCE, first)
     seconds = [
         searches.start(tmp_path, "--resume", "held"),
         searches.start(tmp_path, *quick, "--name", "held"),
         searches.start(tmp_path, "held", command="sync"),
     ]
     for second in seconds:
-        out, err = second.communicate(timeout=120)
+        out, err = second.communicate(timeout=PATIENCE)
         assert (second.returncode, out) == (2, ""), err
         assert f"being run by pid {first.pid} on {socket.gethostname()}" in err
         assert "Traceback" not in err
     reached = decided(folder)
-    wait_until(lambda: decided(folder) > reached + 1, process=first)
+    wait_until(lambda: decided(folder) > reached + 1, PATIENCE, first)
     kill(first)
     assert first.returncode == -signal.SIGKILL
     assert [line["pid"] for line in lines_so_far(folder) if line["event"] == "session"] == [first.pid]
     reached = decided(folder)
     heir = searches.start(tmp_path, "--resume", "held", "--concurrent", 1)
-    wait_until(lambda: decided(folder) > reached, process=heir)
+    wait_until(lambda: decided(folder) > reached, PATIENCE, heir)
     kill(heir)
     owners = [line["pid"] for line in lines_so_far(folder) if line["event"] == "session"]
     assert owners == [first.pid, heir.pid]

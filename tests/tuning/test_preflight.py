@@ -7,11 +7,19 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from made_records import make_session
 
 from tune_fusion.errors import InputError
 from tune_fusion.training.checks import check_space
 from tune_fusion.tuning.ownership import owned
-from tune_fusion.tuning.preflight import Request, check_name, check_store, later
+from tune_fusion.tuning.preflight import (
+    Request,
+    as_before,
+    check_name,
+    check_store,
+    later,
+    moved_store,
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +129,21 @@ def test_the_command_that_goes_on_later(command, changes, words):
     line = later(command, request_for(**changes), "first")
     assert shlex.split(line) == [sys.executable, "-m", f"tune_fusion.{command}", *words]
     assert "secret" not in line
+
+
+def test_what_is_not_said_stays_as_it_was():
+    session = make_session(tracking="sqlite:////kept/mlflow.db", concurrent=3)
+    open_request = Request(resume="made", tracking_given=False)
+    again = as_before(open_request, session)
+    assert (again.tracking_uri, again.concurrent) == ("sqlite:////kept/mlflow.db", 3)
+    assert moved_store(again, session) == []
+    said = Request(resume="made", tracking_uri="sqlite:////other.db", concurrent=1)
+    assert as_before(said, session) == said
+    (sentence,) = moved_store(said, session)
+    assert "was logged to sqlite:////kept/mlflow.db so far; all of it goes to sqlite:////other.db" in sentence
+
+
+def test_a_password_that_was_not_kept_is_asked_for():
+    session = make_session(tracking="http://me:***@host:5000")
+    with pytest.raises(InputError, match=r"--tracking-uri is needed: .*http://me:\*\*\*@host:5000"):
+        as_before(Request(resume="made", tracking_given=False), session)

@@ -37,7 +37,7 @@ from tune_fusion.tuning.interruption import Interrupted, Interruption
 from tune_fusion.tuning.kept_files import FileKeeper
 from tune_fusion.tuning.opening import Opened, opened, reopened
 from tune_fusion.tuning.outcome import Outcome
-from tune_fusion.tuning.preflight import Request, check_name, check_store, later
+from tune_fusion.tuning.preflight import Request, as_before, check_name, check_store, later, moved_store
 from tune_fusion.tuning.resume import SpaceSource, check_same_search, replay, resumed_source
 from tune_fusion.tuning.room import check_room, no_room
 from tune_fusion.tuning.trainable import TrialPlan
@@ -70,6 +70,10 @@ def run_search(
     """
     with ExitStack() as stack:
         past = stack.enter_context(reopened(request.output, request.resume)) if request.resume else None
+        moved: list[str] = []
+        if past is not None:
+            request = as_before(request, past.session)
+            moved = moved_store(request, past.session)
         source = _source(request, past)
         checked = check_space(source.name_or_path, source.overrides, stand_in=source.rehearse)
         folder = check_name(request, checked) if past is None else past.folder
@@ -93,7 +97,7 @@ def run_search(
             # Before the journal names it: otherwise a death in between would look like a change of the file.
             search.write_inputs()
         ours = stack.enter_context(opened(folder, session, past))
-        ready(changes)
+        ready([*changes, *moved])
         return search.run(ours, None if past is None else session)
 
 
@@ -134,6 +138,7 @@ def _session(
         commit=facts.git_commit(),
         data=fingerprint,
         tracking=redact(absolute(request.tracking_uri)),
+        concurrent=request.concurrent,
     )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-from tune_fusion.errors import InputError
 from tune_fusion.tuning.delivering import deliver_rest
 from tune_fusion.tuning.opening import reopened
 from tune_fusion.tuning.outcome import Outcome
-from tune_fusion.tuning.preflight import Request, check_store, later
+from tune_fusion.tuning.preflight import Request, as_before, check_store, later, moved_store
 
 
 def revisit(request: Request, trials: int | None) -> Outcome | None:
@@ -20,17 +19,19 @@ def revisit(request: Request, trials: int | None) -> Outcome | None:
         return None
     with reopened(request.output, request.resume) as past:
         record = past.chronicle.record
-        if not past.complete or trials not in (None, record.planned_trials):
+        changed = request.space is not None or any(
+            not override.startswith("search.trials=") for override in request.overrides
+        )
+        if not past.complete or changed or trials not in (None, record.planned_trials):
             return None
         try:
             content = json.loads(past.folder.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{past.folder.result}: cannot be read ({error}); the search itself is complete in "
-                f"{past.folder.journal}"
-            ) from error
+        except (OSError, ValueError):
+            return None  # running what is left, which is nothing, writes it again
+        request = as_before(request, past.session)
+        moved = moved_store(request, past.session)
         past.folder.reserve.unlink(missing_ok=True)  # left by a driver that was killed in its last moment
         check_store(request)
         synced = deliver_rest(past, request.tracking_uri, later("sync", request, past.folder.name))
     print(f"{record.name} is complete already: --trials N extends it")
-    return Outcome(record, content, 0, synced.problems)
+    return Outcome(record, content, 0, [*moved, *synced.problems])

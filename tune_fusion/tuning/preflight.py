@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tune_fusion.commands import DEFAULT_OUTPUT, DEFAULT_TRACKING
+from tune_fusion.errors import InputError
+from tune_fusion.events import Session
 from tune_fusion.folders import new_folder
 from tune_fusion.runs import RunFolder, run_folder
 from tune_fusion.tracking.mlflow_logger import check_tracking, redact
+from tune_fusion.tracking.uri import absolute
 from tune_fusion.training.checks import Checked
 from tune_fusion.tuning.ownership import owner
 
@@ -26,6 +29,8 @@ class Request:
     name: str | None = None
     output: Path = DEFAULT_OUTPUT
     tracking_uri: str = DEFAULT_TRACKING
+    tracking_given: bool = True
+    """False where `tracking_uri` is only the default: a search that goes on keeps its own store."""
     offline: bool = False
     """Start although the tracking store does not answer."""
     address: str | None = None
@@ -47,6 +52,30 @@ def check_name(request: Request, checked: Checked) -> RunFolder:
     place = f"--name {name}" if holder is None else f"--name {name} (being run by {holder})"
     new_folder(folder.path, f"--output {request.output}", place)
     return folder
+
+
+def as_before(request: Request, session: Session) -> Request:
+    """The request with what it leaves open as in an earlier session: the store, and how many trials at once.
+
+    Raises InputError where the store's address is not known in full.
+    """
+    uri = request.tracking_uri
+    if not request.tracking_given:
+        uri = session.tracking
+        if "***" in uri:
+            raise InputError(
+                f"--tracking-uri is needed: the search is logged to {uri}, and passwords are not kept"
+            )
+    concurrent = session.concurrent if request.concurrent is None else request.concurrent
+    return replace(request, tracking_uri=uri, concurrent=concurrent)
+
+
+def moved_store(request: Request, session: Session) -> list[str]:
+    """One sentence where the search goes on in another tracking store than before."""
+    now = redact(absolute(request.tracking_uri))
+    if now == session.tracking:
+        return []
+    return [f"{session.search} was logged to {session.tracking} so far; all of it goes to {now} as well"]
 
 
 def check_store(request: Request) -> None:
