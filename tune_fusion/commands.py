@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -110,5 +112,7 @@ def run(command: str, body: Callable[[], int]) -> NoReturn:
     # What is left is Python's own end: a signal has nothing to interrupt any more.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    # It would otherwise look through all objects of torch, Ray and MLflow for garbage, for seconds.
+    atexit.register(gc.freeze)
     sys.stdout.flush()
     sys.exit(code)

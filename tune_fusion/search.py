@@ -111,7 +111,7 @@ def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
 def _list() -> int:
     from tune_fusion.listing import listing
 
-    print(listing())
+    commands.say(listing())
     return 0
 
 
@@ -120,7 +120,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from tune_fusion.tuning.dry_run import describe_plan
 
     checked = check_space(options.space, _overrides(options), stand_in=options.rehearse)
-    print(describe_plan(checked))
+    commands.say(describe_plan(checked))
     return 0
 
 
