@@ -24,7 +24,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos"
 
 test-chaos: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m chaos
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "chaos and not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

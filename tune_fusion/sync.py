@@ -42,7 +42,7 @@ def _sync(options: argparse.Namespace) -> int:
     if synced.problems:
         raise TuneFusionError("\n".join(synced.problems))
     if synced.runs:
-        print(f"{options.name}: {synced.runs} runs brought up to date, with {synced.epochs} new epochs")
+        print(f"{options.name}: delivered {synced.epochs} epochs; {synced.runs} runs are up to date now")
     else:
         print(f"{options.name}: MLflow holds everything already")
     return 0
