@@ -60,7 +60,7 @@ def refused(path, content):
         read_journal(path)
     message = str(error.value)
     (line,) = re.findall(rf"^{re.escape(str(path))}:(\d+): ", message)
-    assert f": head -n {int(line) - 1} journal.jsonl > sound, then rename" in message
+    assert f": head -n {int(line) - 1} {path.name} > sound, then rename" in message
     assert path.read_bytes() == content
     return int(line)
 
