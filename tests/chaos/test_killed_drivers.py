@@ -212,7 +212,6 @@ def test_twenty_kills_with_four_trials_at_a_time_on_a_cluster(undisturbed, searc
     assert not [path for path in files(victim.folder) if Path(path).name.startswith(".")]
 
 
-@pytest.mark.slow
 def test_a_journal_that_lost_its_end_is_completed_to_the_same(undisturbed, searches):
     chance = random.Random(2000)
     place, whole = undisturbed.place, (undisturbed.folder / "journal.jsonl").read_bytes()
@@ -229,7 +228,6 @@ def test_a_journal_that_lost_its_end_is_completed_to_the_same(undisturbed, searc
         check_mlflow(place / "mlflow.db", folder)
 
 
-@pytest.mark.slow
 def test_one_driver_a_search(searches, tmp_path):
     quick = ["--space", "digits", "--epochs", 4, *QUICK, "--concurrent", 1]
     first = searches.start(tmp_path, *quick, "--name", "held", "--trials", 400)
@@ -258,7 +256,6 @@ def test_one_driver_a_search(searches, tmp_path):
     assert owners == [first.pid, heir.pid]
 
 
-@pytest.mark.slow
 def test_a_finished_search_is_left_alone_extended_and_never_shortened(searches, tmp_path):
     space = tmp_path / "mine.yaml"
     space.write_text(
