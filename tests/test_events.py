@@ -12,6 +12,7 @@ from tune_fusion.events import (
     Closed,
     EpochEnded,
     Failed,
+    Inherited,
     Logged,
     Noted,
     Suggested,
@@ -89,6 +90,36 @@ def test_a_suggestion_becomes_a_trial():
 def test_a_suggestion_that_was_known_is_counted():
     record = told(suggested(0), suggested(None, duplicate_of=0)).record
     assert (len(record.trials), record.duplicates) == (1, 1)
+
+
+def test_a_trial_of_an_earlier_search_is_known_and_no_trial_of_this_one():
+    fields = {
+        "source": "first",
+        "arm": "fusion",
+        "origin": "default",
+        "parameters": {"low.adam.lr": 1e-3},
+        "configuration": CONFIGURATION.to_dict(),
+        "key": "a",
+        "switch_layer_name": "conv2",
+        "single": False,
+        "epochs": [{"val_accuracy": 0.5}, {"val_accuracy": 0.75}],
+    }
+    events = [
+        Inherited(**fields, source_trial=4, state="stopped", reason="stopped at rung 2", at=996.0),
+        Inherited(**fields, source_trial=9, state="failed", infeasible=True, at=997.0),
+    ]
+    record = told(*events, suggested(0)).record
+    assert [trial.number for trial in record.trials] == [0]
+    assert [(t.number, t.source, t.source_trial) for t in record.inherited] == [
+        (-1, "first", 4),
+        (-2, "first", 9),
+    ]
+    stopped, infeasible = record.inherited
+    assert (stopped.state, stopped.reason, stopped.ended) == (TrialState.STOPPED, "stopped at rung 2", 996.0)
+    assert (stopped.origin, stopped.max_epochs, stopped.epochs) == ("default", 3, fields["epochs"])
+    assert stopped.parameters == CONFIGURATION.flat()
+    assert (infeasible.state, infeasible.infeasible) == (TrialState.FAILED, True)
+    assert record.ended == []
 
 
 def test_epochs_are_kept_with_their_times():

@@ -54,7 +54,7 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
 
 def test_the_public_names_come_without_ray_and_mlflow(tmp_path):
     _, imported = python(
-        "from tune_fusion import *; HNAdam, FusedOptimizer, build_model, layer_map", tmp_path
+        "from tune_fusion import *; HNAdam, FusedOptimizer, build_model, layer_map, load_model", tmp_path
     )
     assert "torch" in imported
     assert not {"ray", "mlflow", "optuna", "pandas"} & set(imported)
@@ -62,7 +62,7 @@ def test_the_public_names_come_without_ray_and_mlflow(tmp_path):
 
 def test_the_public_names_are_what_they_are_called():
     names = set(tune_fusion.__all__) - {"__version__"}
-    assert names == {"HNAdam", "FusedOptimizer", "build_model", "layer_map"}
+    assert names == {"HNAdam", "FusedOptimizer", "build_model", "layer_map", "load_model"}
     assert {getattr(tune_fusion, name).__name__ for name in names} == names
 
 
@@ -91,7 +91,8 @@ def test_the_list_names_everything_and_imports_no_torch(tmp_path):
         {line.split()[0] for line in part.splitlines()[1:] if line[2] != " "} for part in parts
     )
     assert optimizers == set(OPTIMIZERS)
-    assert spaces == {path.stem for path in (ROOT / "search_spaces").glob("*.yaml")}
+    folder = ROOT / "search_spaces"
+    assert spaces == {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
     assert data == set(DATA_SETS)
 
 
@@ -125,10 +126,12 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_its_spaces_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "tune_fusion").rglob("*.py")}
-    spaces = {f"tune_fusion/search_spaces/{path.name}" for path in (ROOT / "search_spaces").glob("*.yaml")}
-    assert spaces
-    assert {name for name in names if ".dist-info/" not in name} == modules | spaces
+    kinds = ("*.py", "*.json", "*.html")
+    ours = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "tune_fusion").rglob(kind)}
+    spaces = {f"tune_fusion/{path.relative_to(ROOT)}" for path in (ROOT / "search_spaces").rglob("*.yaml")}
+    assert "tune_fusion/search_spaces/papers/table2_vit.yaml" in spaces
+    assert "tune_fusion/reporting/published/table2.json" in ours
+    assert {name for name in names if ".dist-info/" not in name} == ours | spaces
     assert wheel.name == f"tune_fusion-{tune_fusion.__version__}-py3-none-any.whl"
 
 
@@ -147,7 +150,7 @@ def test_an_installed_package_finds_its_spaces_from_anywhere(wheel, tmp_path):
     assert out.splitlines() == [
         str(installed / "tune_fusion" / "__init__.py"),
         str(installed / "tune_fusion" / "search_spaces" / "digits.yaml"),
-        str(len(list((ROOT / "search_spaces").glob("*.yaml")))),
+        str(len(list((ROOT / "search_spaces").rglob("*.yaml")))),
     ]
     plan, _ = python(
         command("tune_fusion.search", "--space", "digits", "--dry-run"), elsewhere, PYTHONPATH=str(installed)

@@ -84,6 +84,22 @@ def test_best_among_an_origin_and_an_arm():
     assert search.best(single=True, arm="fusion") is None
 
 
+def test_inherited_trials_are_known_and_may_be_the_best_but_do_not_count():
+    inherited = [
+        make_trial(-1, [0.5], source="first", source_trial=0),
+        make_trial(-2, [0.7], source="first", source_trial=4),
+        make_trial(-3, [0.7], source="first", source_trial=9),
+    ]
+    own = [make_trial(0, [0.6]), make_trial(1, [0.7])]
+    search = make_search(*own, inherited=inherited)
+    assert search.known == [*inherited, *own]
+    assert [search.trial(n) for n in (-1, -2, -3, 0, 1)] == search.known
+    assert search.counts() == {"completed": 2}
+    # Ties go to the earlier one.
+    assert search.best() is inherited[1]
+    assert [trial.title for trial in search.known[::2]] == ["trial 0 of first", "trial 9 of first", "trial 1"]
+
+
 def test_the_untuned_of_an_arm_is_the_best_of_its_defaults():
     search = make_search(
         make_single(0, [0.4], origin="default"),

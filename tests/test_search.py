@@ -16,6 +16,7 @@ import torch
 from running import QUICK, descendants, journal, query, trial_workers, wait_for_end
 from safetensors.torch import load_file
 
+import tune_fusion
 from tune_fusion.events import WorkerLost
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.settings import DataSettings, ModelSettings
@@ -119,11 +120,17 @@ def test_mlflow_holds_each_metric_once_an_epoch_with_the_values_of_the_table(sea
 
 def test_mlflow_has_the_files_of_the_search_and_the_model_of_the_best_trial_alone(search):
     folder, _, result = search
-    files = Counter(path.name for path in (folder / "mlartifacts").rglob("*") if path.is_file())
+    logged = [path for path in (folder / "mlartifacts").rglob("*") if path.is_file()]
+    figures = sorted(path.name for path in logged if path.parent.name == "figures")
+    assert figures == sorted(path.name for path in (folder / "runs" / "forty" / "figures").iterdir())
+    assert "heat-map.png" in figures
+    files = Counter(path.name for path in logged if path.suffix != ".png")
     assert files == Counter(
         [
             "space.yaml",
+            "layers.json",  # of the search, and in the model's folder
             "layers.json",
+            "report.html",
             "result.json",
             "trials.csv",
             "weights.safetensors",
@@ -132,7 +139,7 @@ def test_mlflow_has_the_files_of_the_search_and_the_model_of_the_best_trial_alon
         ]
     )
     signature = json.loads(next((folder / "mlartifacts").rglob("signature.json")).read_text())
-    assert "[-1, 1, 32, 32]" in signature["inputs"].replace("(", "[").replace(")", "]")
+    assert json.loads(signature["inputs"])[0]["tensor-spec"] == {"dtype": "uint8", "shape": [-1, -1, -1, 1]}
     best = query(folder, "select t.run_uuid from tags t where t.key = 'best' and t.value = 'true'")
     number = query(folder, f"select value from tags where key = 'trial' and run_uuid = '{best[0][0]}'")
     assert (len(best), int(number[0][0])) == (1, result["best"]["trial"])
@@ -152,6 +159,12 @@ def test_the_kept_weights_give_the_reported_accuracy_again(search):
     )
     assert measured.accuracy == pytest.approx(best["value"], abs=1e-6)
     assert measured.macro_f1 == pytest.approx(best["metrics"]["val_macro_f1"], abs=1e-6)
+    model = tune_fusion.load_model(Path(result["paths"]["weights"]).parents[1] / "model")
+    validation = bench.data.validation
+    images = validation.take(torch.arange(len(validation))).permute(0, 2, 3, 1).numpy()
+    found = torch.from_numpy(model.classify(images)).argmax(dim=1)
+    assert (found == validation.labels).double().mean() == pytest.approx(best["value"], abs=1e-6)
+    assert model.config.trained_on.metrics["val_accuracy"] == best["value"]
 
 
 def test_the_space_file_as_run_describes_the_same_search(search):
@@ -254,18 +267,18 @@ def test_trials_that_all_diverge_end_the_search_with_their_history(searches, tmp
 
 
 def test_a_killed_worker_costs_nothing(searches, tmp_path):
-    process = searches.start(tmp_path, "--space", "digits", "--name", "killed", "--trials", "8", *QUICK)
+    process = searches.start(tmp_path, "--space", "digits", "--name", "killed", "--trials", 24, *QUICK)
     for line in process.stdout:
-        if line.startswith("[1/8]"):
+        if line.startswith("[1/24]"):
             break
     trial_workers(process)[0].kill()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     result = json.loads((tmp_path / "runs" / "killed" / "result.json").read_text())
     assert set(result["counts"]) <= {"completed", "stopped"}
-    assert sum(result["counts"].values()) == 8
+    assert sum(result["counts"].values()) == 24
     assert sum(isinstance(event, WorkerLost) for event in journal(tmp_path, "killed")) == 1
-    assert query(tmp_path, "select count(*) from runs") == [(9,)]
+    assert query(tmp_path, "select count(*) from runs") == [(25,)]
 
 
 def test_a_path_too_long_for_rays_sockets_is_refused(searches, tmp_path):

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from tune_fusion.models.layers import layer_map
     from tune_fusion.optim.fused import FusedOptimizer
     from tune_fusion.optim.hn_adam import HNAdam
+    from tune_fusion.training.saved_model import load_model
 
 __version__ = "0.1.0"
-__all__ = ["FusedOptimizer", "HNAdam", "__version__", "build_model", "layer_map"]
+__all__ = ["FusedOptimizer", "HNAdam", "__version__", "build_model", "layer_map", "load_model"]
 
 _HOMES = {
     "FusedOptimizer": "tune_fusion.optim.fused",
     "HNAdam": "tune_fusion.optim.hn_adam",
     "build_model": "tune_fusion.models.build",
     "layer_map": "tune_fusion.models.layers",
+    "load_model": "tune_fusion.training.saved_model",
 }
 
 

@@ -38,16 +38,46 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """The options that say where a search's files and its log are; all commands share them."""
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The option that says where searches are kept; all commands share it."""
     parser.add_argument(
         "--output", type=_folder, default=DEFAULT_OUTPUT, metavar="DIR", help="default: %(default)s"
     )
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a search's files and its log are."""
+    add_output(parser)
     parser.add_argument(
         "--tracking-uri",
         metavar="URI",
         help=f"MLflow store (default: {DEFAULT_TRACKING}, or that of the search which goes on)",
     )
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The options that say where trials run, and how many at once."""
+    parser.add_argument(
+        "--concurrent", type=natural, metavar="N", help="trials at once (default: as many as fit)"
+    )
+    parser.add_argument("--address", metavar="ADDR", help="HOST:PORT of a running Ray cluster, or 'auto'")
+
+
+def add_confirmation(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is confirmed."""
+    parser.add_argument(
+        "--top",
+        type=natural,
+        metavar="K",
+        help="best fusions, and best single optimizers (default: 3 of each)",
+    )
+    parser.add_argument(
+        "--seeds", type=natural, metavar="N", help="fresh seeds for each of them (default: 5)"
+    )
+    parser.add_argument(
+        "--retrain", action="store_true", help="train the winner once more, on the validation images as well"
+    )
+    parser.add_argument("--register", metavar="MODEL", help="register the winner's MLflow model by this name")
 
 
 def _folder(text: str) -> Path:
@@ -97,6 +127,13 @@ def say(text: str, out: TextIO | None = None) -> None:
     except BrokenPipeError:
         # What is still buffered would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def become(command: str, arguments: list[str]) -> NoReturn:
+    """Go on as another command of this package, in this very process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", command, *arguments])
 
 
 def run(command: str, body: Callable[[], int]) -> NoReturn:

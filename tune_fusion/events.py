@@ -69,6 +69,10 @@ class Session(_Event):
     """The tracking URI, without credentials."""
     concurrent: int | None = None
     """At most so many trials at once, where that was said."""
+    finalists: tuple[int, ...] = ()
+    """Of a confirmation: the search's trials that it trains again, by number."""
+    seeds: tuple[int, ...] = ()
+    """Of a confirmation: the fresh seeds."""
 
 
 class Suggested(_Event):
@@ -88,6 +92,36 @@ class Suggested(_Event):
     duplicate_of: int | None = None
     switch_layer_name: str
     single: bool
+    seed: int | None = None
+    """Of the trial's weights, order and split; None: the search's own."""
+
+
+class Inherited(_Event):
+    """The search was started with this ended trial of an earlier one, and knows its result.
+
+    All of them stand between the first session and the first suggestion.
+    """
+
+    event: Literal["inherited"] = "inherited"
+    source: str
+    """The search that ran it."""
+    source_trial: int
+    """Its number there."""
+    arm: Literal["fusion", "control"]
+    origin: Literal["default", "sampled"]
+    parameters: dict[str, Scalar]
+    """What the study of this search would have been asked for, and answered."""
+    configuration: dict[str, Any]
+    """`Configuration.to_dict`."""
+    key: str
+    """As in `Suggested`."""
+    switch_layer_name: str
+    single: bool
+    epochs: list[dict[str, float]]
+    """The metrics of each epoch."""
+    state: TrialState
+    reason: str = ""
+    infeasible: bool = False
 
 
 class RungDecision(BaseModel):
@@ -145,6 +179,7 @@ class ArmExhausted(_Event):
     event: Literal["exhausted"] = "exhausted"
     arm: Literal["fusion", "control"]
     note: str
+    """What people should know of that; may be empty."""
 
 
 class Noted(_Event):
@@ -173,7 +208,16 @@ class Closed(_Event):
 
 
 Event = Annotated[
-    Session | Suggested | EpochEnded | WorkerLost | Failed | ArmExhausted | Noted | Logged | Closed,
+    Session
+    | Inherited
+    | Suggested
+    | EpochEnded
+    | WorkerLost
+    | Failed
+    | ArmExhausted
+    | Noted
+    | Logged
+    | Closed,
     Field(discriminator="event"),
 ]
 
@@ -224,6 +268,8 @@ class Chronicle:
         match event:
             case Session():
                 self._take_up(event)
+            case Inherited():
+                self._take_over(event)
             case Suggested():
                 self._take_in(event)
             case EpochEnded():
@@ -243,7 +289,7 @@ class Chronicle:
                 trial.infeasible = event.infeasible
                 self._end(trial, TrialState.FAILED, event.reason, event.at)
             case ArmExhausted() | Noted():
-                record.notes.append(event.note)
+                record.notes += [event.note] if event.note else []
             case Logged():
                 self.logged[event.run] = event
             case Closed():
@@ -275,6 +321,29 @@ class Chronicle:
                     "search interrupted",
                 )
 
+    def _take_over(self, event: Inherited) -> None:
+        configuration = Configuration.from_dict(event.configuration)
+        trial = TrialRecord(
+            number=-1 - len(self.record.inherited),
+            arm=event.arm,
+            origin=event.origin,
+            configuration=event.configuration,
+            parameters=dict(configuration.flat()),
+            switch_layer_name=event.switch_layer_name,
+            single=event.single,
+            max_epochs=configuration.training.epochs,
+            started=event.at,
+            state=event.state,
+            epochs=[dict(metrics) for metrics in event.epochs],
+            times=[event.at] * len(event.epochs),
+            infeasible=event.infeasible,
+            ended=event.at,
+            reason=event.reason,
+            source=event.source,
+            source_trial=event.source_trial,
+        )
+        self.record.inherited.append(trial)
+
     def _take_in(self, event: Suggested) -> None:
         if event.trial is None:
             self.record.duplicates += 1
@@ -290,6 +359,7 @@ class Chronicle:
             single=event.single,
             max_epochs=configuration.training.epochs,
             started=event.at,
+            seed=event.seed,
         )
         self.record.trials.append(trial)
 

@@ -18,7 +18,9 @@ def listing() -> str:
         )
         lines.append(f"  {'':<13} searched: {ranges or 'nothing'}")
     lines += ["", "search spaces"]
-    lines += [f"  {name:<16} {description}" for name, description, _ in list_spaces()]
+    spaces = list_spaces()
+    width = max((len(name) for name, _, _ in spaces), default=0)
+    lines += [f"  {name:<{width}} {description}" for name, description, _ in spaces]
     lines += ["", "data sets"]
     for data in DATA_SETS.values():
         lines.append(f"  {data.name:<16} {data.title}; {data.provide}")

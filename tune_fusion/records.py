@@ -35,7 +35,7 @@ class TrialRecord:
     """One trial: its configuration and everything it has reported."""
 
     number: int
-    """0 for the first of the search."""
+    """0 for the first of the search; those that another search ran have -1, -2, ..."""
     arm: str
     """``fusion`` or ``control``."""
     origin: Literal["default", "sampled"]
@@ -50,6 +50,8 @@ class TrialRecord:
     max_epochs: int
     started: float
     """Seconds since 1970, as `time.time` gives them."""
+    seed: int | None = None
+    """Of its weights, order and split; None: the search's own."""
     state: TrialState = TrialState.RUNNING
     epochs: list[dict[str, float]] = field(default_factory=list)
     """The metrics of each epoch, in order; `EpochResult.metrics` names them."""
@@ -63,6 +65,23 @@ class TrialRecord:
     reason: str = ""
     node: str = ""
     """Host and process id that ran the newest epoch."""
+    source: str = ""
+    """The search that ran it, where that was another one."""
+    source_trial: int | None = None
+    """Its number there."""
+
+    @property
+    def title(self) -> str:
+        """What people call it: ``trial 7``, or ``trial 7 of digits-1`` where another search ran it."""
+        return f"trial {self.source_trial} of {self.source}" if self.source else f"trial {self.number}"
+
+    @property
+    def label(self) -> str:
+        """For people: ``adam|sgd @3`` (low|high @switch layer), or ``adam``."""
+        low, high = self.parameters.get("low.optimizer"), self.parameters.get("high.optimizer")
+        if self.single or high is None:
+            return str(low)
+        return f"{low}|{high} @{self.parameters.get('switch_layer')}"
 
     def best_epoch(self, metric: str, direction: str) -> dict[str, float] | None:
         """The metrics of the best epoch, with its number as ``epoch``; None before the first."""
@@ -88,6 +107,8 @@ class SearchRecord:
     planned_trials: int
     started: float
     trials: list[TrialRecord] = field(default_factory=list)
+    inherited: list[TrialRecord] = field(default_factory=list)
+    """Trials of earlier searches that this one was started with: results that it knows and does not run."""
     duplicates: int = 0
     """Suggestions that were the same in effect as an earlier trial and therefore not run again."""
     notes: list[str] = field(default_factory=list)
@@ -102,12 +123,21 @@ class SearchRecord:
     paused_seconds: float = 0.0
     """Seconds between a death or interruption of the search and its resumption, in all."""
 
+    @property
+    def known(self) -> list[TrialRecord]:
+        """Every trial with a result to choose from: the inherited ones, then the search's own."""
+        return [*self.inherited, *self.trials]
+
+    def trial(self, number: int) -> TrialRecord:
+        """The trial with this number, inherited or not."""
+        return self.trials[number] if number >= 0 else self.inherited[-1 - number]
+
     def elapsed(self, now: float) -> float:
         """Seconds for which the search has been running until `now` (seconds since 1970)."""
         return now - self.started - self.paused_seconds
 
     def counts(self) -> dict[str, int]:
-        """Trials by state, in the order of `TrialState`."""
+        """Trials by state, in the order of `TrialState`; inherited ones do not count."""
         counted = Counter(trial.state for trial in self.trials)
         return {state.value: counted[state] for state in TrialState if counted[state]}
 
@@ -121,13 +151,15 @@ class SearchRecord:
     ) -> TrialRecord | None:
         """The trial with the best value so far; ties go to the earlier trial, diverged trials do not count.
 
+        It may be an inherited one.
+
         `single` True looks among single-optimizer trials only, False among true fusions only; `origin` and
         `arm` keep trials of that origin and arm only.
         """
         sign = 1.0 if self.direction == "max" else -1.0
         ranked = [
-            (sign * value, -trial.number, trial)
-            for trial in self.trials
+            (sign * value, -position, trial)
+            for position, trial in enumerate(self.known)
             if (value := self.value(trial)) is not None
             and (single is None or trial.single == single)
             and (origin is None or trial.origin == origin)

@@ -50,6 +50,26 @@ class RunFolder:
         return self.path / "trials.csv"
 
     @property
+    def confirmation(self) -> RunFolder:
+        """The folder of the search's confirmation: a run folder of its own."""
+        return RunFolder(self.path / "confirmation")
+
+    @property
+    def answer(self) -> Path:
+        """What a confirmation found; in its own folder."""
+        return self.path / "confirmation.json"
+
+    @property
+    def report(self) -> Path:
+        """The report page; its pictures are in `figures`."""
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The report's pictures."""
+        return self.path / "figures"
+
+    @property
     def logs(self) -> Path:
         """Lines for people, and tracebacks."""
         return self.path / "logs"

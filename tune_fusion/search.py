@@ -54,6 +54,11 @@ def _parser() -> commands.Parser:
     parser.add_argument("--name", help="name of the search and its folder (default: space and time)")
     parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
     parser.add_argument(
+        "--warm-start",
+        metavar="NAME",
+        help="start with the results of this earlier search (or MLflow run) of the same model and data",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="resume although space, code or data have changed"
     )
     parser.add_argument(
@@ -71,9 +76,15 @@ def _parser() -> commands.Parser:
         help="GPUs a trial, may be a fraction (resources.gpu)",
     )
     parser.add_argument(
-        "--concurrent", type=commands.natural, metavar="N", help="trials at once (default: as many as fit)"
+        "--control-share",
+        metavar="F",
+        help="part of the training epochs that goes to the single optimizers (search.control_share)",
     )
-    parser.add_argument("--address", metavar="ADDR", help="HOST:PORT of a running Ray cluster, or 'auto'")
+    commands.add_cluster(parser)
+    parser.add_argument(
+        "--confirm", action="store_true", help="then confirm it: python -m tune_fusion.confirm"
+    )
+    commands.add_confirmation(parser)
     parser.add_argument(
         "--rehearse", action="store_true", help="the whole path with a small model, digits, few trials"
     )
@@ -86,13 +97,19 @@ def _parser() -> commands.Parser:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Refuse what does not go together."""
+    if not options.confirm:
+        for name in ("top", "seeds", "retrain", "register"):
+            if getattr(options, name):
+                raise InputError(f"--{name} goes with --confirm only")
     if options.resume is None:
         if options.space is None:
             raise InputError("--space NAME or FILE is needed; --list shows what there is")
         if options.force:
             raise InputError("--force goes with --resume only")
+        if options.warm_start and options.dry_run:
+            raise InputError("--warm-start does not go with --dry-run: the plan is the same without it")
         return
-    for name in ("name", "rehearse", "dry_run"):
+    for name in ("name", "rehearse", "dry_run", "warm_start"):
         if getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} does not go with --resume")
 
@@ -101,6 +118,7 @@ def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
     named = {
         "search.trials": options.trials,
         "training.epochs": options.epochs,
+        "search.control_share": options.control_share,
         "search.seed": options.seed,
         "resources.cpu": options.cpus,
         "resources.gpu": options.gpus,
@@ -134,7 +152,26 @@ def _search(options: argparse.Namespace, started: float) -> int:
         commands.say(summary(outcome.record, outcome.result))
         for problem in outcome.problems:
             commands.say(f"{_COMMAND}: {problem}", sys.stderr)
-        return interruption.exit_code if interruption.signalled else outcome.exit_code
+        code = interruption.exit_code if interruption.signalled else outcome.exit_code
+    if options.confirm and code == 0:
+        commands.become("tune_fusion.confirm", _confirmation(options, outcome.record.name))
+    return code
+
+
+def _confirmation(options: argparse.Namespace, name: str) -> list[str]:
+    """The arguments of ``tune_fusion.confirm`` that confirm the search `name`."""
+    named = {
+        "--output": options.output,
+        "--tracking-uri": options.tracking_uri,
+        "--top": options.top,
+        "--seeds": options.seeds,
+        "--register": options.register,
+        "--address": options.address,
+        "--concurrent": options.concurrent,
+    }
+    flags = [f"--{flag}" for flag in ("retrain", "offline") if getattr(options, flag)]
+    words = [word for key, value in named.items() if value is not None for word in (key, str(value))]
+    return [name, *words, *flags]
 
 
 def _outcome(options: argparse.Namespace, started: float, interruption: Interruption) -> Outcome:
@@ -155,8 +192,11 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
             address=options.address,
             concurrent=options.concurrent,
             rehearse=options.rehearse,
+            warm_start=options.warm_start,
             resume=options.resume,
             force=options.force,
+            confirm=options.confirm,
+            register=options.register,
         )
         finished = revisit(request, options.trials)
         if finished is not None:

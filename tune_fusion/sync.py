@@ -24,8 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sync(options: argparse.Namespace) -> int:
     from tune_fusion.errors import TuneFusionError
+    from tune_fusion.runs import read_past
     from tune_fusion.tracking.mlflow_logger import check_tracking
-    from tune_fusion.tuning.delivering import deliver_rest
+    from tune_fusion.tuning.delivering import deliver_rest, own_run
     from tune_fusion.tuning.opening import reopened
     from tune_fusion.tuning.preflight import Request, as_before, later
 
@@ -38,11 +39,20 @@ def _sync(options: argparse.Namespace) -> int:
     with reopened(request.output, options.name, "NAME") as past:
         request = as_before(request, past.session)
         check_tracking(request.tracking_uri)
-        synced = deliver_rest(past, request.tracking_uri, later("sync", request, options.name))
-    if synced.problems:
-        raise TuneFusionError("\n".join(synced.problems))
-    if synced.runs:
-        print(f"{options.name}: delivered {synced.epochs} epochs; {synced.runs} runs are up to date now")
+        again = later("sync", request, options.name)
+        done = [deliver_rest(past, request.tracking_uri, again)]
+        if past.folder.confirmation.journal.is_file():
+            # Read again: what was just delivered stands in the journal by now.
+            parent = own_run(read_past(past.folder).chronicle, request.tracking_uri)
+            done.append(
+                deliver_rest(read_past(past.folder.confirmation), request.tracking_uri, again, parent)
+            )
+    problems = [problem for synced in done for problem in synced.problems]
+    if problems:
+        raise TuneFusionError("\n".join(problems))
+    epochs, runs = sum(synced.epochs for synced in done), sum(synced.runs for synced in done)
+    if runs:
+        print(f"{options.name}: delivered {epochs} epochs; {runs} runs are up to date now")
     else:
         print(f"{options.name}: MLflow holds everything already")
     return 0

@@ -153,7 +153,7 @@ def check_left(searches, watched, code):
     assert f"\ncut {status}: " in f"\n{out}"
     assert not any(isinstance(event, WorkerLost) for event in watched.events)
     if status == "interrupted":
-        assert f"go on with  {result['resume_command']}\n" in out
+        assert f"go on with {result['resume_command']}\n" in out
     else:
         assert result["resume_command"] is None
     check_store(searches, watched, record, status)
@@ -279,9 +279,12 @@ def test_ctrl_c_leaves_a_sane_terminal(searches, tmp_path):
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     # The last state of the table, then the summary, each line from the terminal's left edge.
     table, _, summary = text.rpartition("\r\ncut interrupted: ")
-    assert "interrupted" in re.sub(r"\x1b\[[^m]*m", "", table.rpartition("epoch")[2])
     result = json.loads((tmp_path / "runs" / "cut" / "result.json").read_text())
-    assert f"\r\ngo on with  {result['resume_command']}\r\n" in summary
+    last = re.sub(r"\x1b\[[^m]*m", "", table.rpartition("epoch")[2])
+    # A trial that was at its last epoch may have ended as usual.
+    for state in result["counts"]:
+        assert state in last
+    assert f"\r\ngo on with {result['resume_command']}\r\n" in summary
     assert "\x1b" not in summary
 
 

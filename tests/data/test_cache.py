@@ -91,7 +91,7 @@ def test_photographs_are_turned_upright(tmp_path: Path):
 
 def test_an_entry_is_decoded_once(photos: Path, monkeypatch: pytest.MonkeyPatch):
     first = cached_images(photos, FILES, 20)
-    monkeypatch.setattr(cache, "_decode", None)  # decoding now would fail
+    monkeypatch.setattr(cache, "decode_image", None)  # decoding now would fail
     second = cached_images(photos, FILES, 20)
     assert torch.equal(first.images, second.images)
     assert first.digests == second.digests
@@ -217,7 +217,7 @@ def test_a_damaged_image_is_named_and_the_others_are_there(
     damage(tmp_path / "bad.jpg", kind)
     alone = cached_images(tmp_path, ["good.jpg"], image_size)
     first = cached_images(tmp_path, ["bad.jpg", "good.jpg"], image_size)
-    monkeypatch.setattr(cache, "_decode", None)  # decoding now would fail
+    monkeypatch.setattr(cache, "decode_image", None)  # decoding now would fail
     for cached in (first, cached_images(tmp_path, ["bad.jpg", "good.jpg"], image_size)):
         assert list(cached.unreadable) == ["bad.jpg"]
         assert cached.unreadable["bad.jpg"].startswith(REASONS[kind])

@@ -116,7 +116,7 @@ def test_an_entry_made_either_way_serves_the_other(photos: Path, monkeypatch: py
                     load(photos, policy)
             else:
                 assert len(load(photos, policy).skipped) == 1
-            monkeypatch.setattr(cache, "_decode", None)  # decoding from now on would fail
+            monkeypatch.setattr(cache, "decode_image", None)  # decoding from now on would fail
         monkeypatch.undo()
         monkeypatch.setenv("TUNE_FUSION_CACHE", str(cache_folder().parent))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tune_fusion.optim.adaptive_norm import direction
 from tune_fusion.optim.hn_adam import HNAdam
+from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics
 
 FORMS = ["paper", "root"]
 STEPS = 200
@@ -493,26 +494,75 @@ def test_grad_scaler_skips_infinite_gradients() -> None:
     assert (p < torch.tensor([2.0, 3.0])).all()
 
 
-def test_statistics_count_the_observed_steps() -> None:
-    rows = gradients(60, 24)
-    theta = torch.randn(24, dtype=torch.float64)
-    p, q = nn.Parameter(theta[:10].clone()), nn.Parameter(theta[10:].clone())
-    optimizer, reference = HNAdam([p, q]), HNAdamReference(theta.tolist())
-    observed: list[float] = []
+@pytest.mark.parametrize("foreach", [True, False])
+def test_statistics_of_each_parameter_count_its_elements_in_the_observed_steps(foreach: bool) -> None:
+    shapes = {"flat": (10,), "square": (5, 2), "scalar": ()}
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    rows = gradients(60, sum(sizes))
+    theta = torch.randn(sum(sizes), dtype=torch.float64)
+    pieces = torch.split(theta, sizes)
+    params = [nn.Parameter(x.clone().view(s)) for x, s in zip(pieces, shapes.values(), strict=True)]
+    optimizer, reference = HNAdam(params, foreach=foreach), HNAdamReference(theta.tolist())
+    observed: list[list[float]] = [[] for _ in params]
     for step, row in enumerate(rows):
         optimizer.collect_statistics = step % 3 == 0
-        p.grad, q.grad = row[:10], row[10:]
+        for p, grad in zip(params, torch.split(row, sizes), strict=True):
+            p.grad = grad.view(p.shape)
         optimizer.step()
         reference.step(row.tolist())
         if step % 3 == 0:
-            observed += reference.Lambda
+            start = 0
+            for index, size in enumerate(sizes):
+                observed[index] += reference.Lambda[start : start + size]
+                start += size
     statistics = optimizer.pop_statistics()
-    assert statistics is not None
-    assert statistics.elements == len(observed) == 20 * 24
-    assert statistics.mean_lambda == pytest.approx(sum(observed) / len(observed))
-    assert statistics.amsgrad_share == sum(x < 2 for x in observed) / len(observed)
-    assert 0 < statistics.amsgrad_share < 1
-    assert optimizer.pop_statistics() is None
+    assert list(statistics) == params
+    for p, seen in zip(params, observed, strict=True):
+        assert statistics[p].elements == len(seen) == 20 * p.numel()
+        assert statistics[p].mean_lambda == pytest.approx(sum(seen) / len(seen))
+        assert statistics[p].amsgrad_share == sum(x < 2 for x in seen) / len(seen)
+    assert 0 < statistics[params[0]].amsgrad_share < 1
+    assert optimizer.pop_statistics() == {}
+
+
+def test_statistics_of_a_parameter_that_is_cut_in_pieces_are_those_of_the_whole() -> None:
+    large, alone = torch.randn(300_000), torch.randn(3)
+    steps = [(torch.randn_like(large), torch.randn_like(alone)) for _ in range(3)]
+    p, q = nn.Parameter(large), nn.Parameter(alone)
+    optimizer = HNAdam([p, q])
+    optimizer.collect_statistics = True
+    for p.grad, q.grad in steps:
+        optimizer.step()
+    statistics = optimizer.pop_statistics()
+    for parameter, grads in ((p, [g for g, _ in steps]), (q, [g for _, g in steps])):
+        m, lams = torch.zeros_like(parameter), []
+        for grad in grads:
+            largest = torch.maximum(m.abs(), grad.abs())
+            lams.append(2.5 - torch.where(largest > 0, m.abs() / largest, 0.0))
+            m = 0.9 * m + 0.1 * grad
+        lam = torch.cat([x.detach().double() for x in lams])
+        assert statistics[parameter].elements == lam.numel()
+        assert statistics[parameter].mean_lambda == pytest.approx(lam.mean().item(), rel=1e-6)
+        assert statistics[parameter].amsgrad_share == pytest.approx(
+            (lam < 2).double().mean().item(), abs=1e-4
+        )
+
+
+def test_statistics_together_weigh_by_elements() -> None:
+    parts = [HNAdamStatistics(10, 10, 15.0), HNAdamStatistics(30, 0, 90.0)]
+    whole = HNAdamStatistics.together(parts)
+    assert whole is not None
+    assert (whole.elements, whole.amsgrad_share, whole.mean_lambda) == (40, 0.25, 2.625)
+    assert HNAdamStatistics.together([]) is None
+
+
+def test_a_parameter_without_gradients_has_no_statistics() -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    optimizer = HNAdam([p, q])
+    optimizer.collect_statistics = True
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert list(optimizer.pop_statistics()) == [p]
 
 
 def test_statistics_change_no_numbers_and_stay_out_of_the_state() -> None:
@@ -528,5 +578,5 @@ def test_statistics_change_no_numbers_and_stay_out_of_the_state() -> None:
     assert set(optimizer.state[p]) == {"exp_avg", "exp_avg_power", "max_exp_avg_power"}
     twin, _ = copy.deepcopy((optimizer, p))
     assert twin.collect_statistics is True
-    assert twin.pop_statistics() is None
-    assert optimizer.pop_statistics() is not None
+    assert twin.pop_statistics() == {}
+    assert list(optimizer.pop_statistics()) == [p]

@@ -63,6 +63,16 @@ def test_the_columns_and_their_order(tmp_path):
     assert (rows[0]["switch_layer"], rows[0]["high.optimizer"], rows[0]["low.betas"]) == ("all", "", "")
 
 
+def test_metrics_of_single_layers_are_no_columns(tmp_path):
+    trial = make_trial(0, [0.25, 0.5])
+    for epoch in trial.epochs:
+        epoch |= {"low.mean_lambda": 2.25, "layer_00.mean_lambda": 2.0, "layer_00.amsgrad_share": 0.5}
+    write_trials(make_search(trial), tmp_path / "trials.csv")
+    (row,) = read(tmp_path / "trials.csv")
+    assert row["best.low.mean_lambda"] == row["final.low.mean_lambda"] == "2.25"
+    assert not [column for column in row if "layer_0" in column]
+
+
 def test_a_trial_without_an_epoch_has_empty_cells(tmp_path):
     search = make_search(
         make_trial(0, [0.5]),
@@ -122,6 +132,7 @@ def test_trial_summary():
     assert trial_summary(search, None) is None
     assert trial_summary(search, trial) == {
         "trial": 3,
+        "source": None,
         "arm": "fusion",
         "origin": "sampled",
         "state": "completed",

@@ -96,6 +96,15 @@ def test_trials_that_ended_without_a_value_are_counted_alone():
     assert lines[2] == ""
 
 
+def test_what_another_search_ran_is_named_as_its():
+    inherited = make_trial(-1, [0.9], source="first", source_trial=7)
+    record = make_search(make_trial(0, [0.5]), make_single(1, [0.4]), inherited=[inherited])
+    lines = lines_of(record)
+    assert "known from the start: 1 trials of first" in lines
+    (best,) = starting(lines, "best configuration")
+    assert "0.9000  trial 7 of first, epoch 1/10: " in best
+
+
 def test_duplicates_notes_the_defaults_and_the_address_are_told():
     defaults = [make_single(3, [0.6], origin="default"), make_trial(4, [0.7], origin="default")]
     search = make_search(CONTROL, FUSION, *defaults, duplicates=3, notes=["the grid ended", "and more"])
@@ -111,5 +120,5 @@ def test_duplicates_notes_the_defaults_and_the_address_are_told():
 def test_an_unfinished_search_ends_with_the_command_that_goes_on():
     command = "python -m tune_fusion.search --resume made"
     for url in (None, "http://host/#/experiments/1"):
-        assert lines_of(make_search(CONTROL), "interrupted", url, command)[-1] == f"go on with  {command}"
+        assert lines_of(make_search(CONTROL), "interrupted", url, command)[-1] == f"go on with {command}"
     assert not starting(lines_of(make_search(CONTROL, FUSION)), "go on with")

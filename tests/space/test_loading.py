@@ -169,6 +169,12 @@ def test_names_are_looked_up_in_the_packaged_folder_first(tmp_path: Path, monkey
         ("other", "", checkout / "other.yaml"),
     ]
     assert resolve_space("both") == package / "both.yaml"
+    (package / "papers").mkdir()
+    (package / "papers" / "table.yaml").write_text("# Of a paper\n")
+    assert ("papers/table", "Of a paper", package / "papers" / "table.yaml") in list_spaces()
+    assert resolve_space("papers/table") == package / "papers" / "table.yaml"
+    with pytest.raises(InputError, match=r"papers/tabel: no such file; .* \(did you mean 'papers/table'\?\)"):
+        resolve_space("papers/tabel")
     with pytest.raises(InputError) as caught:
         resolve_space("bothh")
     assert str(caught.value) == (

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -6,7 +9,7 @@ from optuna.trial import FixedTrial
 
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.domain import Constant, FloatRange, IntRange, extremes, same_value
-from tune_fusion.space.sampling import default_parameters, describe, draw, grid_parameters
+from tune_fusion.space.sampling import default_parameters, describe, draw, grid_parameters, parameters_of
 
 GRID = (
     "search.sampler=grid",
@@ -239,6 +242,58 @@ def test_a_grid_is_walked_lazily(parse):
 def test_there_is_no_grid_of_a_continuous_range(parse):
     with pytest.raises(ValueError, match="a grid needs finite choices"):
         next(grid_parameters(parse(), "fusion"))
+
+
+# --- the way back
+
+
+@pytest.mark.parametrize("arm", ["fusion", "control"])
+def test_the_answers_of_a_configuration_are_those_it_was_drawn_with(parse, arm):
+    space = parse("space.optimizers.adam.betas={choice: [[0.9, 0.99], [0.9, 0.999]]}")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(40):
+        trial = study.ask()
+        configuration = draw(space, arm, trial)
+        # As it comes out of a file.
+        again = Configuration.from_dict(json.loads(json.dumps(configuration.to_dict())))
+        assert parameters_of(space, arm, again) == trial.params
+    for answers in list(grid_parameters(parse(*GRID), arm)):
+        assert parameters_of(parse(*GRID), arm, draw(parse(*GRID), arm, FixedTrial(answers))) == answers
+
+
+def test_a_configuration_that_the_space_does_not_contain_has_no_answers(parse):
+    space = parse("training.batch_size=64")
+    (answers,) = default_parameters(space, "fusion")
+    configuration = draw(space, "fusion", FixedTrial(answers))
+    assert parameters_of(space, "fusion", configuration) == answers
+    low = configuration.low
+    for other, message in [
+        (dataclasses.replace(configuration, switch_layer=999), "switch_layer: 999 is not "),
+        (
+            dataclasses.replace(configuration, low=OptimizerChoice("lion", low.settings)),
+            "low.optimizer: 'lion' is not",
+        ),
+        (
+            dataclasses.replace(configuration, low=OptimizerChoice(low.name, {**low.settings, "lr": 99.0})),
+            rf"low.{low.name}.lr: 99.0 is not in \[",
+        ),
+        (
+            dataclasses.replace(configuration, low=OptimizerChoice(low.name, {**low.settings, "lr": None})),
+            rf"low.{low.name}.lr: null is not in \[",
+        ),
+        (
+            dataclasses.replace(configuration, low=OptimizerChoice(low.name, {**low.settings, "new": 1})),
+            "low.new: 1 would be null",
+        ),
+        (
+            dataclasses.replace(
+                configuration, training=configuration.training.model_copy(update={"batch_size": 32})
+            ),
+            "training.batch_size: 32 would be 64",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            parameters_of(space, "fusion", other)
 
 
 # --- text

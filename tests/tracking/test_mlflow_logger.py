@@ -117,6 +117,33 @@ def test_a_whole_search(
     assert doubled(database) == []
 
 
+def test_a_best_trial_that_another_search_ran_is_told_by_the_parent_run(
+    uri: str,
+    record: SearchRecord,
+    add_trial: Callable[..., TrialRecord],
+    tell: Callable[..., TrialRecord],
+    tmp_path: Path,
+) -> None:
+    inherited = add_trial(
+        TrialState.COMPLETED, source="earlier", source_trial=12, epochs=[{"val_accuracy": 9.0}]
+    )
+    record.trials.remove(inherited)
+    inherited.number = -1
+    record.inherited.append(inherited)
+    model = tmp_path / "weights.safetensors"
+    model.touch()
+    logger = make_logger(uri, record)
+    logger.start()
+    tell(logger)
+    logger.search_ended("completed", artifacts=[], best=BestModel(-1, [model]))
+    assert logger.close() == []
+    parent, (child,) = runs(uri)
+    assert child.data.tags["trial"] == "0"
+    assert "best" not in child.data.tags
+    assert (parent.data.tags["best_trial"], parent.data.metrics["best_value"]) == ("trial 12 of earlier", 9.0)
+    assert artifacts(uri, parent, "model") == {"model/weights.safetensors"}
+
+
 @pytest.mark.parametrize(("outcome", "status"), [("interrupted", "KILLED"), ("failed", "FAILED")])
 def test_a_search_that_did_not_complete(
     uri: str, record: SearchRecord, tell: Callable[..., TrialRecord], outcome: str, status: str

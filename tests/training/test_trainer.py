@@ -194,6 +194,49 @@ def test_hn_adam_reports_its_norm(bench):
     assert "high.mean_lambda" not in record
 
 
+def test_hn_adam_reports_its_norm_for_each_layer_that_it_trains(bench):
+    hn_adam = OptimizerChoice("hn_adam", {"lr": 1e-3, "lambda0": 2.5})
+    record = history(Trainer(bench, fusion(low=hn_adam)))[-1]
+    layers = {f"layer_{layer.index:02d}": layer.count for layer in bench.layers}
+    trained = [name for name in layers if f"{name}.mean_lambda" in record]
+    assert trained == ["layer_00", "layer_01"]
+    for key in ("mean_lambda", "amsgrad_share"):
+        values = [record[f"{name}.{key}"] for name in trained]
+        assert values[0] != values[1]
+        weighted = sum(layers[name] * value for name, value in zip(trained, values, strict=True))
+        assert weighted / sum(layers[name] for name in trained) == pytest.approx(
+            record[f"low.{key}"], rel=1e-12
+        )
+
+
+def test_the_norms_of_a_layer_are_those_of_its_own_parameters(bench):
+    hn_adam = OptimizerChoice("hn_adam", {"lr": 1e-3, "lambda0": 2.5})
+    trainer = Trainer(bench, fusion(high=hn_adam, batch_size=25, epochs=1))
+    moments, seen = {}, {}
+    step = trainer.optimizer.step
+
+    def watched():
+        for layer in bench.layers[2:]:
+            for p in layer.parameters.values():
+                m = moments.setdefault(p, torch.zeros_like(p))
+                largest = torch.maximum(m.abs(), p.grad.abs())
+                lam = 2.5 - torch.where(largest > 0, m.abs() / largest, 0.0)
+                if trainer.optimizer.high.collect_statistics:
+                    seen.setdefault(layer.index, []).append(lam.flatten().double())
+                moments[p] = 0.9 * m + 0.1 * p.grad
+        return step()
+
+    trainer.optimizer.step = watched
+    record = trainer.run_epoch().metrics
+    assert sorted(seen) == [2, 3, 4]
+    for index, lams in seen.items():
+        assert len(lams) == 8 * 2, "a weight and a bias on every other of 16 steps"
+        lam = torch.cat(lams)
+        assert record[f"layer_{index:02d}.mean_lambda"] == pytest.approx(lam.mean().item(), rel=1e-6)
+        share = (lam < 2).double().mean().item()
+        assert record[f"layer_{index:02d}.amsgrad_share"] == pytest.approx(share, abs=1e-3)
+
+
 def test_a_loss_that_is_not_finite_ends_the_trial_with_its_finite_numbers(bench):
     trainer = Trainer(bench, fusion(high=OptimizerChoice("sgd", {"lr": 1e6})))
     results = []
@@ -211,7 +254,7 @@ def test_the_last_batch_may_be_short(bench):
 
 
 def test_validation_metrics_of_a_diverged_epoch_are_left_out(bench, monkeypatch):
-    wild = Evaluation(loss=math.inf, accuracy=0.1, macro_f1=0.1)
+    wild = Evaluation(loss=math.inf, accuracy=0.1, macro_f1=0.1, loss_softmax=0.1)
     monkeypatch.setattr(Evaluator, "measure", lambda *_: wild)
     result = Trainer(bench, fusion()).run_epoch()
     assert result.diverged

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tune_fusion.data.datasets import Split
+from tune_fusion.errors import InputError
 from tune_fusion.models.build import build_model
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
 from tune_fusion.training.workbench import Workbench, input_size, pick_device
@@ -172,3 +176,63 @@ def test_the_device_follows_what_is_granted(monkeypatch):
     assert (pick_device().type, pick_device(0).type) == ("cuda", "cpu")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert (pick_device(0).type, pick_device(1).type) == ("mps", "cuda")
+
+
+@pytest.fixture
+def parts(image_folder, tmp_path):
+    """A folder in parts whose test images are damaged: reading one would be an error."""
+    for name, images in (("train", 10), ("val", 3), ("test", 4)):
+        image_folder(classes=2, images=images, name=f"photos/{name}")
+    for path in (tmp_path / "photos" / "test").rglob("*.png"):
+        path.write_bytes(b"never to be opened")
+    return tmp_path / "photos"
+
+
+def test_only_who_asks_for_the_test_images_reads_them(parts):
+    bench = make_bench(model="test_efficientnet", name=f"folder:{parts}", image_size=32, limit=None)
+    assert batches(bench)
+    assert batches(bench, validation=True)
+    assert list(bench.whole_training_batches(TRAINING).epoch(1))
+    assert bench.count_heldout() == 8
+    for ask in (lambda: bench.heldout, lambda: bench.test_batches(TRAINING)):
+        with pytest.raises(InputError, match="no image that can be read"):
+            ask()
+
+
+def test_test_batches_are_all_test_images_in_a_fixed_order_without_augmentation():
+    bench, plain = make_bench(augment="crop_flip"), make_bench(limit=90, seed=1)
+    found = list(bench.test_batches(TRAINING).epoch(1))
+    assert equal(list(bench.test_batches(TRAINING).epoch(7)), found)
+    assert equal(list(plain.test_batches(TRAINING).epoch(1)), found)
+    assert sum(len(labels) for _, labels in found) == bench.count_heldout() == 180
+    assert torch.equal(torch.cat([labels for _, labels in found]), bench.heldout.split.labels)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["one tensor", "two tensors"])
+def test_the_whole_training_batches_hold_training_and_validation_images_once(given):
+    bench = make_bench()
+    if given:
+        data = bench.data
+        apart = Split(data.validation.take(torch.arange(len(data.validation))), data.validation.labels)
+        bench.__dict__["data"] = replace(data, validation=apart)
+    found = list(bench.whole_training_batches(TRAINING).epoch(1))
+    expected = [*batches(bench), *batches(bench, validation=True)]
+
+    def pairs(source):
+        return sorted(
+            (image.numpy().tobytes(), int(label))
+            for images, labels in source
+            for image, label in zip(images, labels, strict=True)
+        )
+
+    assert pairs(found) == pairs(expected)
+    again = list(bench.whole_training_batches(TRAINING).epoch(1))
+    assert equal(again, found)
+    assert not equal(list(bench.whole_training_batches(TRAINING).epoch(2)), found)
+
+
+def test_whole_training_batches_are_augmented():
+    plain, augmented = make_bench(), make_bench(augment="crop_flip")
+    first, second = (list(one.whole_training_batches(TRAINING).epoch(1)) for one in (plain, augmented))
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))

@@ -10,6 +10,7 @@ from tune_fusion.events import Chronicle, Session, SpaceAsRun
 from tune_fusion.optim.registry import OPTIMIZERS
 from tune_fusion.space.loading import parse_space
 from tune_fusion.space.vocabulary import Vocabulary
+from tune_fusion.tuning.arms import make_arms
 from tune_fusion.tuning.engine import Engine
 
 VOCABULARY = Vocabulary(OPTIMIZERS, DATA_SETS)
@@ -70,7 +71,9 @@ def make_engine(text=SPACE, slots=1, listeners=(), write=lambda event: None, **c
 
 def engine_for(space, session, slots=1, **options):
     """The engine of the search that `session` began."""
-    return Engine(space, VOCABULARY, Chronicle.begin(session), LAYERS, lambda: slots, **options)
+    return Engine(
+        space, VOCABULARY, make_arms(space), Chronicle.begin(session), LAYERS, lambda: slots, **options
+    )
 
 
 def replayed(events, space, slots=1, *, strict=True, **options):
@@ -178,7 +181,10 @@ def state(engine):
         "sessions": chronicle.sessions,
         "status": chronicle.status,
         "last": chronicle.last,
-        "arms": [(a.name, a.budget, a.started, a.duplicates, a.asha.values) for a in engine.arms],
+        "arms": [
+            (a.name, a.exhausted, a.started, a.running, a.epochs, a.duplicates, a.asha.values)
+            for a in engine.arms
+        ],
         "studies": [asked_and_told(arm.study) for arm in engine.arms],
         "asked": [arm.study._asked for arm in engine.arms],
         "known": {key: trial.number for key, trial in engine._known.items()},

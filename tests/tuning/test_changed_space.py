@@ -143,4 +143,4 @@ def test_trials_of_an_arm_that_is_gone_are_not_compared_with_those_of_another():
     (arm,) = engine.arms
     fusions = {trial.number for trial in engine.record.trials if trial.arm == "fusion"}
     assert set().union(*arm.asha.values.values()) <= fusions
-    assert arm.asha.values == replayed(events, OLD).arms[1].asha.values
+    assert arm.asha.values == replayed(events, OLD).arms[0].asha.values

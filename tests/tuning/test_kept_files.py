@@ -3,7 +3,7 @@ from made_records import make_search, make_single, make_trial
 
 from tune_fusion.records import TrialState
 from tune_fusion.runs import RunFolder
-from tune_fusion.tuning.kept_files import FileKeeper
+from tune_fusion.tuning.kept_files import FileKeeper, best_trials
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def kept(folder):
 
     def run(*trials, **changes):
         search = make_search(**changes)
-        keeper = FileKeeper(search, folder)
+        keeper = FileKeeper(search, folder, best_trials)
         for trial in trials:
             search.trials.append(trial)
             keeper.trial_started(trial)
@@ -77,7 +77,7 @@ def test_a_running_trial_does_not_push_out_the_best_of_the_ended_as_it_may_diver
 
 def test_the_best_that_diverged_leaves_the_next_best(folder):
     search = make_search(make_trial(0, [0.6]), make_trial(1, [0.9], TrialState.RUNNING))
-    keeper = FileKeeper(search, folder)
+    keeper = FileKeeper(search, folder, best_trials)
     for trial in search.trials:
         write_files(folder, trial)
     keeper.trial_ended(search.trials[0])
@@ -112,7 +112,7 @@ def test_tidying_leaves_what_is_needed_to_go_on_and_the_best(folder):
     write_files(folder, stray)
     (folder.weights(0).parent / ".0003.safetensors.part").write_bytes(b"half")
     (folder.checkpoints / ".0003-x").mkdir()
-    keeper = FileKeeper(search, folder)
+    keeper = FileKeeper(search, folder, best_trials)
     for _ in range(2):
         keeper.tidy()
         assert weights(folder) == [0, 1, 3, 4, 5]
@@ -121,5 +121,5 @@ def test_tidying_leaves_what_is_needed_to_go_on_and_the_best(folder):
 
 
 def test_there_may_be_nothing_to_tidy(folder):
-    FileKeeper(make_search(), folder).tidy()
+    FileKeeper(make_search(), folder, best_trials).tidy()
     assert not folder.path.exists()

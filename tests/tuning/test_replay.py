@@ -22,10 +22,10 @@ from simulated import (
     troubled,
 )
 
-from tune_fusion.events import EpochEnded, Failed, Session, Suggested, WorkerLost
+from tune_fusion.events import Chronicle, EpochEnded, Failed, Session, Suggested, WorkerLost
 from tune_fusion.journal import Journal, read_journal
 from tune_fusion.records import TrialState
-from tune_fusion.tuning.engine import DivergenceError
+from tune_fusion.tuning.same_decision import DivergenceError
 
 ACTIONS = {
     "suggest": 4,
@@ -75,12 +75,14 @@ def next_events(engine, trials):
 class Driver:
     """Drives an engine as a plan says, writing a real journal, and reads it back where it dies."""
 
-    def __init__(self, space, slots, path):
+    def __init__(self, space, slots, path, inherited=()):
         self.space, self.slots, self.path = space, slots, path
         self.journal = Journal(path)
         session = session_of(space)
         self.journal.append(session)
         self.engine = engine_for(space, session, slots, write=self.journal.append)
+        for trial in inherited:
+            self.engine.inherit(trial, "earlier")
         self.engine.begin()
         self.running = []
 
@@ -144,6 +146,36 @@ class Driver:
 @given(plan=PLANS, slots=st.integers(1, 4))
 def test_any_sequence_of_events_replays_to_the_state_it_was_written_from(name, plan, slots, tmp_path_factory):
     driver = Driver(SPACES[name], slots, tmp_path_factory.mktemp("search") / "journal.jsonl")
+    for step in plan:
+        driver.act(*step)
+    again = driver.check()
+    for number in list(driver.engine._live):
+        driver.engine.set_aside(number)
+    assert driver.engine.broken or next_events(again, 6) == next_events(driver.engine, 6)
+    driver.close()
+
+
+WARM = {
+    "tpe": (SPACES["tpe"], make_space(SPACE, training__epochs=3, search__trials=24, search__seed=5)),
+    "random": (SPACES["random"], make_space(SPACE, search__sampler="random", search__trials=20)),
+    "small grid": (SPACES["small grid"], make_space(FINITE, search__trials=6)),
+}
+
+
+def ended_trials(space):
+    """The trials of a search of `space` that ended with a result."""
+    trials = Chronicle.replay(recorded_run(space, epoch=troubled)).record.trials
+    return [trial for trial in trials if trial.state is not TrialState.FAILED or trial.infeasible]
+
+
+@pytest.mark.parametrize("name", WARM)
+@settings(derandomize=True, deadline=None, max_examples=8, phases=[Phase.explicit, Phase.generate])
+@given(plan=PLANS, slots=st.integers(1, 4))
+def test_a_search_that_knows_an_earlier_one_replays_from_its_own_journal(name, plan, slots, tmp_path_factory):
+    space, earlier = WARM[name]
+    path = tmp_path_factory.mktemp("search") / "journal.jsonl"
+    driver = Driver(space, slots, path, ended_trials(earlier))
+    assert len(driver.engine.record.inherited) >= 3
     for step in plan:
         driver.act(*step)
     again = driver.check()
@@ -333,7 +365,7 @@ def changed(events, kind, **changes):
         (Suggested, {"parameters": {}}, "does not allow this suggestion: switch_layer has no recorded value"),
         (Suggested, {"key": "0" * 16}, "the configuration now means something else"),
         (Suggested, {"trial": 7}, "trial 7 comes after trial -1"),
-        (Suggested, {"arm": "control"}, "the control arm has no trial left"),
+        (Suggested, {"arm": "control"}, "it is not the control arm's turn"),
         (EpochEnded, {"epoch": 3}, "trial 0 has no epoch 3 here"),
         (EpochEnded, {"trial": 5}, "list index out of range"),
         (EpochEnded, {"rung": None}, "the rung decides otherwise now: on at .*, not no rung"),
@@ -354,8 +386,8 @@ def test_an_event_that_the_engine_would_not_have_made_is_refused(kind, changes, 
         engine.replay(events[index])
 
 
-def test_too_many_trials_of_an_arm_are_refused():
-    events = recorded_run(make_space(SPACE, search__trials=8, search__scheduler="none"))
-    space = make_space(SPACE, search__trials=6, search__scheduler="none")
-    with pytest.raises(DivergenceError, match="the control arm has no trial left for this suggestion"):
-        replayed(events, space)
+def test_more_trials_than_were_planned_are_refused():
+    space = make_space(SPACE, search__trials=8, search__scheduler="none")
+    session, *events = recorded_run(space)
+    with pytest.raises(DivergenceError, match=r"it is not the (fusion|control) arm's turn to suggest"):
+        replayed([session.model_copy(update={"planned_trials": 6}), *events], space)

@@ -71,7 +71,7 @@ def test_an_unchanged_search_goes_on_with_the_file_as_run(past):
     assert source == SpaceSource(str(past.folder.space), (), rehearse=False, as_run=past.session.space)
     session = session_from(source)
     assert session.space == past.session.space
-    assert check_same_search(past, session, force=False) == []
+    assert check_same_search(past, session, option="--resume first", force=False) == []
 
 
 @pytest.mark.parametrize("which", ["origin", "as run"])
@@ -82,7 +82,7 @@ def test_comments_and_the_number_of_trials_are_no_change(past, origin, which):
     source = resumed_source(past, None, ())
     assert source.as_run == past.session.space
     if which == "origin":
-        assert check_same_search(past, session_from(source), force=False) == []
+        assert check_same_search(past, session_from(source), option="--resume first", force=False) == []
 
 
 def test_an_edited_file_as_run_is_the_space(past):
@@ -94,7 +94,7 @@ def test_an_edited_file_as_run_is_the_space(past):
     session = session_from(source)
     assert session.space.origin == str(past.folder.space)
     with pytest.raises(InputError):
-        check_same_search(past, session, force=False)
+        check_same_search(past, session, option="--resume first", force=False)
 
 
 def test_an_edited_origin_is_the_space_with_what_was_set_on_top(past, origin):
@@ -120,7 +120,7 @@ def test_of_two_edited_files_the_one_as_run_counts(past, origin):
 def test_an_origin_that_is_gone_is_not_missed(past, origin):
     origin.unlink()
     source = resumed_source(past, None, ())
-    assert check_same_search(past, session_from(source), force=False) == []
+    assert check_same_search(past, session_from(source), option="--resume first", force=False) == []
 
 
 def test_a_file_as_run_that_is_gone_is_written_again(past):
@@ -137,7 +137,7 @@ def test_another_space_may_be_given(past, tmp_path):
     source = resumed_source(past, str(other), ("search.seed=3",))
     assert source == SpaceSource(str(other), ("search.seed=3",), rehearse=False)
     with pytest.raises(InputError, match="batch_size"):
-        check_same_search(past, session_from(source), force=False)
+        check_same_search(past, session_from(source), option="--resume first", force=False)
 
 
 def test_more_may_be_set_on_top_and_is_kept(past):
@@ -145,10 +145,10 @@ def test_more_may_be_set_on_top_and_is_kept(past):
     session = session_from(source)
     assert session.space.overrides == (*OVERRIDES, "search.trials=20")
     assert session.space.origin == past.session.space.origin
-    assert check_same_search(past, session, force=False) == []
+    assert check_same_search(past, session, option="--resume first", force=False) == []
     changed = session_from(resumed_source(past, None, ("training.epochs=5",)))
     with pytest.raises(InputError, match="epochs: 5"):
-        check_same_search(past, changed, force=False)
+        check_same_search(past, changed, option="--resume first", force=False)
 
 
 def test_what_was_set_on_top_in_a_resumption_lasts(past):
@@ -158,7 +158,7 @@ def test_what_was_set_on_top_in_a_resumption_lasts(past):
     source = resumed_source(later, None, ())
     assert source.as_run == session.space
     assert space_of(source).training["epochs"].value == 5
-    assert check_same_search(later, session_from(source), force=False) == []
+    assert check_same_search(later, session_from(source), option="--resume first", force=False) == []
 
 
 def test_a_rehearsal_is_the_small_space_and_has_no_origin_to_follow(tmp_path, origin):
@@ -195,7 +195,7 @@ def test_what_has_changed_is_shown_and_needs_force(past, origin):
     code = {"tune_fusion": "0.2.0", "torch": "2.11"}
     session = session_from(source, code=code, data="e" * 64)
     with pytest.raises(InputError) as refused:
-        check_same_search(past, session, force=False)
+        check_same_search(past, session, option="--resume first", force=False)
     lines = str(refused.value).splitlines()
     assert lines[0] == "--resume first: not what it was when it was started:"
     assert lines[1:3] == ["  --- space as run", f"  +++ space now ({origin})"]
@@ -207,24 +207,27 @@ def test_what_has_changed_is_shown_and_needs_force(past, origin):
     fingerprint = "dddddddddddddddd -> eeeeeeeeeeeeeeee"
     assert lines[-1].startswith(f"  data fingerprint {fingerprint}: other images, classes or split; ")
     assert "--force" in lines[-1]
-    changes = check_same_search(past, session, force=True)
+    changes = check_same_search(past, session, option="--resume first", force=True)
     assert "\n".join(changes).splitlines() == [*lines[1:-1], lines[-1].partition(";")[0]]
 
 
 def test_each_change_alone_is_noticed(past):
     source = resumed_source(past, None, ())
     for changes in ({"code": {}}, {"data": "e" * 64}):
-        assert len(check_same_search(past, session_from(source, **changes), force=True)) == 1
+        assert (
+            len(check_same_search(past, session_from(source, **changes), option="--resume first", force=True))
+            == 1
+        )
     # The commit and the machine are told to people and decide nothing.
     elsewhere = session_from(source, commit="def", host="other", pid=1, tracking="http://x")
-    assert check_same_search(past, elsewhere, force=False) == []
+    assert check_same_search(past, elsewhere, option="--resume first", force=False) == []
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_search_cannot_be_shortened(past, force):
     session = session_from(resumed_source(past, None, ("search.trials=11",)))
     with pytest.raises(InputError, match=r"^--trials 11: first was planned with 12 trials; .* not shortened"):
-        check_same_search(past, session, force=force)
+        check_same_search(past, session, option="--resume first", force=force)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -233,7 +236,7 @@ def test_a_search_cannot_change_what_it_looks_for(past, force):
         resumed_source(past, None, ("search.metric=val_loss",)), metric="val_loss", direction="min"
     )
     with pytest.raises(InputError, match=r"search\.metric was val_accuracy and is val_loss now"):
-        check_same_search(past, session, force=force)
+        check_same_search(past, session, option="--resume first", force=force)
 
 
 def test_replaying_names_the_line_at_which_the_search_would_have_gone_otherwise(tmp_path):

@@ -162,12 +162,6 @@ def test_what_teaches_nothing_is_told_as_failed(state, values):
     assert (told.state, told.intermediate_values) == (TOLD.FAIL, {})
 
 
-def test_a_forgotten_suggestion_is_no_longer_open():
-    study = make_study()
-    study.forget(study.ask())
-    assert [trial.state for trial in study.optuna_trials] == [TOLD.FAIL]
-
-
 @pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
 @STEADY
 @given(
@@ -217,7 +211,6 @@ def test_a_grid_gives_every_configuration_once_and_then_nothing():
     while (suggestion := study.ask()) is not None:
         assert suggestion.origin == "sampled"
         seen.append((suggestion.configuration.switch_layer, suggestion.configuration.low.settings["lr"]))
-        study.forget(suggestion)
     assert seen == [(0, 1e-3), (0, 1e-2), (2, 1e-3), (2, 1e-2)]
     assert study.ask() is None
     assert len(study.optuna_trials) == 4
@@ -363,6 +356,27 @@ def test_a_skipped_suggestion_counts_and_teaches_nothing():
     suggestion = study.ask()
     assert suggestion.origin == "sampled"
     assert suggestion.configuration == other.ask().configuration
+
+
+def test_points_that_were_repeated_in_any_order_are_not_asked_for():
+    whole, study = make_study(*GRID), make_study(*GRID)
+    points = [whole.ask() for _ in range(4)]
+    for point in (points[2], points[0]):
+        study.repeat(point.parameters, point.configuration, "sampled")
+    assert [study.ask().parameters, study.ask().parameters] == [points[1].parameters, points[3].parameters]
+    assert study.ask() is None
+
+
+def test_a_default_is_asked_for_unless_it_was_repeated_as_one():
+    first, second = make_study(), make_study()
+    default = first.ask()
+    sampled = first.ask()
+    second.repeat(sampled.parameters, sampled.configuration, "sampled")
+    asked = second.ask()
+    assert (asked.origin, asked.parameters) == ("default", default.parameters)
+    third = make_study()
+    third.repeat(default.parameters, default.configuration, "default")
+    assert third.ask().origin == "sampled"
 
 
 def test_skipping_takes_a_point_of_the_grid():

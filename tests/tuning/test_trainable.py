@@ -53,8 +53,8 @@ def make_plan(tmp_path, fingerprint):
         settings = {
             "model": MODEL,
             "data": DATA,
-            "fingerprint": fingerprint,
             "seed": 0,
+            "fingerprints": {0: fingerprint},
             "threads": 1,
             "gpu": 0.0,
             "metric": "val_loss",
@@ -67,7 +67,7 @@ def make_plan(tmp_path, fingerprint):
 
 
 def config(number=0, **settings):
-    return {"number": number, "configuration": configuration(**settings).to_dict()}
+    return {"number": number, "configuration": configuration(**settings).to_dict(), "seed": None}
 
 
 def worker(plan, number=0, **settings):
@@ -184,7 +184,8 @@ def test_a_worker_takes_trial_after_trial(make_plan):
 def test_a_checkpoint_of_anything_else_is_not_taken_up(make_plan, settings, changes, fingerprint):
     run(worker(make_plan()), 3)
     if "seed" in changes:
-        changes["fingerprint"] = Workbench(MODEL, DATA, 1, torch.device("cpu")).data.fingerprint
+        bench = Workbench(MODEL, DATA, 1, torch.device("cpu"))
+        changes["fingerprints"] = {1: bench.data.fingerprint}
     plan = make_plan(**changes)
     elsewhere = make_plan("elsewhere", **changes)
     expected = comparable(*run(worker(elsewhere, **settings), 2))
@@ -293,7 +294,7 @@ def test_a_log_that_cannot_be_written_is_no_second_failure(make_plan, monkeypatc
 
 
 def test_other_data_than_the_drivers_are_refused(make_plan):
-    plan = make_plan(fingerprint="f" * 64)
+    plan = make_plan(fingerprints={0: "f" * 64})
     result = worker(plan).step()
     assert result["failure"].kind == "error"
     message = result["failure"].message
@@ -315,10 +316,10 @@ def test_an_image_that_went_bad_after_the_drivers_check_is_skipped_and_counted(
     assert training.data.fingerprint == fingerprint
     monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "cache of another worker"))
     (folder / "class1" / "3.png").write_bytes(b"no image any more")
-    (epochs,) = run(worker(make_plan(model=model, data=data, fingerprint=fingerprint)), 1)
+    (epochs,) = run(worker(make_plan(model=model, data=data, fingerprints={0: fingerprint})), 1)
     assert epochs[0]["metrics"]["skipped_images"] == 1.0
     refusing = make_plan(
-        model=model, data=data.model_copy(update={"on_corrupt": "fail"}), fingerprint=fingerprint
+        model=model, data=data.model_copy(update={"on_corrupt": "fail"}), fingerprints={0: fingerprint}
     )
     message = worker(refusing, number=1).step()["failure"].message
     assert "class1/3.png" in message

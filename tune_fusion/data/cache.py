@@ -82,7 +82,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tune_fusion").expanduser() / "images"
 
 
-def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedImages:
+def cached_images(
+    root: Path, files: Sequence[str], image_size: int, size: tuple[int, int] | None = None
+) -> CachedImages:
     """The images `files` below `root`, from the cache; decoded into it first if they are not there.
 
     Images of one common size that is no larger than `stored_side` keep it. Otherwise the shorter side of
@@ -93,13 +95,15 @@ def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedIm
         root: absolute path of the data set.
         files: paths relative to `root`.
         image_size: side in pixels of the square images that the model sees.
+        size: height and width in which all are wanted, whatever sizes they have: that of other images of the
+            data set, so that these are brought to the model's input size in the same way.
 
     Raises:
         InputError: a cache that cannot be written, or a disk or network that fails while images are read.
             Files that are gone, forbidden or damaged are no error: see `CachedImages.unreadable`.
     """
     side = stored_side(image_size)
-    entry = cache_folder() / _key(root, files, side)
+    entry = cache_folder() / _key(root, files, size or side)
     cached = _open(entry)
     if cached is None:
         try:
@@ -107,7 +111,7 @@ def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedIm
             with locked(entry.with_suffix(".lock")):
                 cached = _open(entry)
                 if cached is None:
-                    _build(entry, root, files, side)
+                    _build(entry, root, files, side, size)
                     cached = _open(entry)
         except OSError as error:
             raise InputError(
@@ -119,8 +123,8 @@ def cached_images(root: Path, files: Sequence[str], image_size: int) -> CachedIm
     return cached
 
 
-def _key(root: Path, files: Sequence[str], side: int) -> str:
-    digest = hashlib.sha256(f"{_VERSION}\0{side}\0".encode())
+def _key(root: Path, files: Sequence[str], size: int | tuple[int, int]) -> str:
+    digest = hashlib.sha256(f"{_VERSION}\0{size}\0".encode())
     digest.update(os.fsencode(root.resolve()))
     for name in files:
         digest.update(b"\0" + os.fsencode(name) + b"\0")
@@ -148,17 +152,18 @@ def _open(entry: Path) -> CachedImages | None:
         return None
 
 
-def _build(entry: Path, root: Path, files: Sequence[str], side: int) -> None:
+def _build(entry: Path, root: Path, files: Sequence[str], side: int, wanted: tuple[int, int] | None) -> None:
     partial = entry.with_suffix(".partial")
     for stale in (partial, entry):  # left by a process that was killed, or damaged
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir()
     try:
-        native = _common_size(root, files, side)
+        native = _common_size(root, files, side) if wanted is None else None
+        fitted = wanted or (side, side)
         try:
-            index = _decode_all(partial, root, files, side, native)
+            index = _decode_all(partial, root, files, native or fitted, fit=native is None)
         except _MixedSizesError:
-            index = _decode_all(partial, root, files, side, None)
+            index = _decode_all(partial, root, files, fitted, fit=True)
         (partial / _INDEX).write_text(json.dumps(index, indent=0))
         partial.rename(entry)
     finally:
@@ -179,10 +184,10 @@ def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int]
 
 
 def _decode_all(
-    folder: Path, root: Path, files: Sequence[str], side: int, native: tuple[int, int] | None
+    folder: Path, root: Path, files: Sequence[str], size: tuple[int, int], *, fit: bool
 ) -> dict[str, object]:
     """Decode every file into ``folder/images.u8``; returns what the entry's index says of them."""
-    shape = [len(files), _CHANNELS, *(native or (side, side))]
+    shape = [len(files), _CHANNELS, *size]
     _reserve(folder / _PIXELS, math.prod(shape), len(files))
     pixels = np.memmap(folder / _PIXELS, np.uint8, "r+", shape=tuple(shape))
     digests = [""] * len(files)
@@ -194,7 +199,7 @@ def _decode_all(
             return
         try:
             content = (root / files[row]).read_bytes()
-            pixels[row] = _decode(content, side, native)
+            pixels[row] = decode_image(content, size, fit=fit)
             digests[row] = hashlib.sha256(content).hexdigest()
         except _MixedSizesError:
             mixed.set()
@@ -243,24 +248,46 @@ def _in_threads(work: Callable[[int], None], rows: range) -> None:
             pass
 
 
-def _decode(content: bytes, side: int, native: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """One image: uint8 [3, H, W] of its `native` size, else [3, side, side]."""
+def decode_image(content: bytes, size: tuple[int, int], *, fit: bool) -> NDArray[np.uint8]:
+    """One image file's content as uint8 [3, *size].
+
+    `fit`: it is resized to cover `size` and cut to it about its centre; else it must have that size.
+    """
     if not content:
         raise ValueError("the file is empty")
     with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-        if native is None:
-            # JPEG files decode faster at a half, quarter or eighth of their size; never below `side`.
-            opened.draft(None, (side, side))
+        if fit:
+            # JPEG files decode faster at a half, quarter or eighth of their size; never below `size`, even
+            # where they are turned afterwards.
+            opened.draft(None, (max(size), max(size)))
         image = ImageOps.exif_transpose(opened)
-        image = _to_colour(image)
-    if native is None:
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
-    elif (image.height, image.width) != native:
+        image = to_colour(image)
+    if fit:
+        image = fit_image(image, size)
+    elif (image.height, image.width) != size:
         raise _MixedSizesError
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _to_colour(image: Image.Image) -> Image.Image:
+def read_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The image file at `path`, decoded and fitted as `cached_images` does: uint8 [3, *size].
+
+    Raises:
+        InputError: it cannot be read, or is no image.
+    """
+    try:
+        return decode_image(path.read_bytes(), size, fit=True)
+    except _DECODING_ERRORS as error:
+        raise InputError(f"{path}: {_reason(error, path)}") from error
+
+
+def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image resized to cover `size` (height, width), and cut to it about its centre."""
+    return ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+
+
+def to_colour(image: Image.Image) -> Image.Image:
+    """The image in RGB; ValueError for pixels of more than 16 bits."""
     if image.mode.startswith("I;16"):
         # Pillow clips 16-bit grey values at 255; keep their upper eight bits instead.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

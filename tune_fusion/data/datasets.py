@@ -48,6 +48,14 @@ class Split:
         return self.images.index_select(0, rows)
 
 
+def joined(first: Split, second: Split) -> Split:
+    """The labelled images of both, one after the other; copied only where they lie in different tensors."""
+    labels = torch.cat([first.labels, second.labels])
+    if first.images is second.images and first.rows is not None and second.rows is not None:
+        return Split(first.images, labels, torch.cat([first.rows, second.rows]))
+    return Split(torch.cat([part.take(torch.arange(len(part))) for part in (first, second)]), labels)
+
+
 @dataclass(frozen=True)
 class ImageData:
     """What a search may see of a data set. Test images are in neither split."""
@@ -107,7 +115,8 @@ def check_provided(settings: DataSettings) -> None:
         InputError: the files are missing and out of reach; the message says which files to put where.
     """
     if folder_path(settings.name) is None:
-        arrays.require(ARRAY_SETS[settings.name], settings)
+        data_set = ARRAY_SETS[settings.name]
+        arrays.require(data_set, settings, data_set.files)
 
 
 def load_data(settings: DataSettings, *, seed: int, image_size: int) -> ImageData:
@@ -152,7 +161,9 @@ def _load_arrays(settings: DataSettings, data_set: ArraySet, seed: int) -> Image
         channels=data_set.channels,
         train=_split(images, labels, selection.train),
         validation=_split(images, labels, selection.validation),
-        fingerprint=_fingerprint(data_set.classes, [content], labels, selection.train, selection.validation),
+        fingerprint=contents_fingerprint(
+            data_set.classes, [content], labels, selection.train, selection.validation
+        ),
     )
 
 
@@ -201,7 +212,7 @@ def _load_folder(settings: DataSettings, folder: ImageFolder, seed: int, image_s
         channels=folder.channels,
         train=_split(cached.images, sorted_labels, train),
         validation=_split(cached.images, sorted_labels, validation),
-        fingerprint=_fingerprint(folder.classes, cached.digests, sorted_labels, train, validation),
+        fingerprint=contents_fingerprint(folder.classes, cached.digests, sorted_labels, train, validation),
         skipped=tuple(skipped.values()),
     )
 
@@ -210,7 +221,8 @@ def _split(images: Tensor, labels: splits.Rows, rows: splits.Rows) -> Split:
     return Split(images=images, labels=torch.from_numpy(labels[rows]), rows=torch.from_numpy(rows))
 
 
-def _fingerprint(classes: tuple[str, ...], contents: Sequence[str], *parts: splits.Rows) -> str:
+def contents_fingerprint(classes: tuple[str, ...], contents: Sequence[str], *parts: splits.Rows) -> str:
+    """64 hex digits that stand for the class names, the contents' own digests and the arrays in `parts`."""
     digest = hashlib.sha256(json.dumps([classes, list(contents)]).encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

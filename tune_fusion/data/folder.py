@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +66,33 @@ def scan(path: Path, test_fraction: float) -> ImageFolder:
             or missing from a part; a single class.
     """
     path = path.absolute()
-    try:
+    with _readable(path):
         names = _folders(path)
         if _TRAIN in names and _folders(path / _TRAIN):
             return _scan_parts(path, names)
         return _scan_tree(path, names, test_fraction)
+
+
+def scan_test(path: Path, test_fraction: float) -> tuple[tuple[str, ...], Part]:
+    """The classes, and the test images below `path`: those that `scan` leaves out. Opens none of them.
+
+    Raises:
+        InputError: as `scan`; images sorted into parts without ``test`` among them, or other classes in it.
+    """
+    path = path.absolute()
+    with _readable(path):
+        names = _folders(path)
+        if _TRAIN in names and _folders(path / _TRAIN):
+            return _scan_test_part(path, names)
+        everything, kept = _divide_tree(path, names, test_fraction)
+    return tuple(names), _chosen(everything, np.setdiff1d(np.arange(len(everything.files)), kept))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """An error of the system inside becomes one that a user can act on."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"data.name=folder:{path}: cannot read {error.filename or path}: {error.strerror}"
@@ -98,16 +121,37 @@ def _scan_parts(path: Path, names: list[str]) -> ImageFolder:
     return ImageFolder(path, tuple(train_classes), train, validation, test)
 
 
+def _scan_test_part(path: Path, names: list[str]) -> tuple[tuple[str, ...], Part]:
+    classes = _folders(path / _TEST) if _TEST in names else []
+    if not classes:
+        raise _unusable(
+            path,
+            f"has no test images: it has {_TRAIN}, so they must be in {path / _TEST}, in the same class "
+            f"folders as in {_TRAIN}; images that neither train nor validate have to be put there",
+        )
+    _require_same_classes(path, _TEST, _folders(path / _TRAIN), classes)
+    return tuple(classes), _read_part(path, f"{_TEST}/", classes, needs=1)
+
+
 def _scan_tree(path: Path, names: list[str], test_fraction: float) -> ImageFolder:
+    everything, kept = _divide_tree(path, names, test_fraction)
+    held_out = len(everything.files) - len(kept)
+    return ImageFolder(
+        path, tuple(names), _chosen(everything, kept), None, f"{held_out:,} images held out, left unread"
+    )
+
+
+def _divide_tree(path: Path, names: list[str], test_fraction: float) -> tuple[Part, Rows]:
+    """All images of one tree, and the positions of those that are not held out."""
     parts = [name for name in names if name in {_TEST, *_VALIDATIONS}]
     if parts and len(parts) >= len(names) - 1:
         raise _unusable(path, f"has {' and '.join(parts)} but no folder {_TRAIN!r} with class folders in it")
     everything = _read_part(path, "", names, needs=3)
-    kept = splits.hold_out(everything.labels, len(names), test_fraction)
-    train = Part(tuple(everything.files[row] for row in kept), everything.labels[kept])
-    return ImageFolder(
-        path, tuple(names), train, None, f"{len(everything.files) - len(kept):,} images held out, left unread"
-    )
+    return everything, splits.hold_out(everything.labels, len(names), test_fraction)
+
+
+def _chosen(part: Part, rows: Rows) -> Part:
+    return Part(tuple(part.files[row] for row in rows), part.labels[rows])
 
 
 def _folders(path: Path) -> list[str]:
@@ -125,7 +169,7 @@ def _read_part(path: Path, prefix: str, classes: list[str], *, needs: int) -> Pa
     files: list[str] = []
     counts = []
     for name in classes:
-        listed = sorted(_images(place / name))
+        listed = sorted(images_below(place / name))
         files += [f"{prefix}{name}/{inner}" for inner in listed]
         counts.append(len(listed))
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
@@ -142,7 +186,7 @@ def _read_part(path: Path, prefix: str, classes: list[str], *, needs: int) -> Pa
     return Part(tuple(files), np.repeat(np.arange(len(classes)), counts))
 
 
-def _images(folder: Path) -> Iterator[str]:
+def images_below(folder: Path) -> Iterator[str]:
     """Paths of all images below `folder`, relative to it. Follows links, but into no folder twice."""
     visited: set[Path] = set()
     pending = [""]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from tune_fusion.optim.adaptive_norm import SecondMoment, direction
+from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics, Tally
 
 # Tensors up to this size are joined, up to this size; on a CPU torch works on as many in one thread.
 _SMALL = 1 << 15
@@ -33,44 +33,11 @@ _SECOND: dict[str, tuple[str, str]] = {
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class HNAdamStatistics:
-    """What the observed steps since the last call were like.
-
-    Attributes:
-        amsgrad_share: share of elements in the AMSGrad branch (Λ < 2), in [0, 1].
-        mean_lambda: mean of Λ over the elements, in [1, 4].
-        elements: elements observed; one element in two steps counts twice.
-    """
-
-    amsgrad_share: float
-    mean_lambda: float
-    elements: int
-
-
-@dataclass
-class _Tally:
-    """Sums on one device, read only when asked for, so that observing makes no device wait."""
-
-    branch: Tensor
-    total: Tensor
-    elements: int
-
-    @classmethod
-    def on(cls, device: torch.device) -> _Tally:
-        # MPS has no float64; its sums are added in float32.
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        return cls(torch.zeros((), dtype=kind, device=device), torch.zeros((), dtype=kind, device=device), 0)
-
-    def add(self, lam: Tensor) -> None:
-        self.branch += (lam < 2).sum()
-        self.total += lam.sum(dtype=self.total.dtype)
-        self.elements += lam.numel()
-
-
 class _Entry(NamedTuple):
     """One parameter (or a flat piece of one) and what its update reads and writes."""
 
+    owner: Tensor
+    """The whole parameter."""
     param: Tensor
     grad: Tensor
     m: Tensor
@@ -155,7 +122,7 @@ class HNAdam(Optimizer):
             "foreach": foreach,
         }
         _check_options(defaults)
-        self._tallies: dict[torch.device, _Tally] = {}
+        self._tally = Tally()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -195,27 +162,20 @@ class HNAdam(Optimizer):
                 self._update(batch, join, group)
         return loss
 
-    def pop_statistics(self) -> HNAdamStatistics | None:
-        """What the steps taken with ``collect_statistics`` were like since the last call; None if none was.
+    def pop_statistics(self) -> dict[Tensor, HNAdamStatistics]:
+        """What the steps taken with ``collect_statistics`` were like since the last call, by parameter.
 
-        Waits for the device.
+        Parameters without a gradient in all of these steps are left out. Waits for each device once.
         """
-        tallies, self._tallies = self._tallies, {}
-        elements = sum(tally.elements for tally in tallies.values())
-        if not elements:
-            return None
-        return HNAdamStatistics(
-            amsgrad_share=sum(tally.branch.item() for tally in tallies.values()) / elements,
-            mean_lambda=sum(tally.total.item() for tally in tallies.values()) / elements,
-            elements=elements,
-        )
+        tally, self._tally = self._tally, Tally()
+        return tally.read()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "collect_statistics": self.collect_statistics}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_tallies", {})
+        self.__dict__.setdefault("_tally", Tally())
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load what ``state_dict()`` returned; float32 state of 16-bit parameters stays float32."""
@@ -253,13 +213,13 @@ class HNAdam(Optimizer):
             state = self.state[p]
             m, v = _buffer(state, _FIRST, p), _buffer(state, second, p)
             v_max = _buffer(state, running_max, p) if group["lambda0"] < 3 else None
-            by_kind[p.device, p.dtype].append(_Entry(p, p.grad, m, v, v_max))
+            by_kind[p.device, p.dtype].append(_Entry(p, p, p.grad, m, v, v_max))
         for (device, _), entries in by_kind.items():
             join = device.type in ("cpu", "cuda") if group["foreach"] is None else group["foreach"]
             yield from _batched(entries, device) if join else (([entry], False) for entry in entries)
 
     def _update(self, batch: list[_Entry], join: bool, group: dict[str, Any]) -> None:
-        params, grads, *states = (
+        owners, params, grads, *states = (
             list(column) for column in zip(*batch, strict=True) if column[0] is not None
         )
         lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
@@ -281,9 +241,7 @@ class HNAdam(Optimizer):
                 torch._foreach_copy_(tensors, _split(flat, tensors))
         torch._foreach_sub_(params, _split(step, params) if join else [step])
         if self.collect_statistics:
-            if lam.device not in self._tallies:
-                self._tallies[lam.device] = _Tally.on(lam.device)
-            self._tallies[lam.device].add(lam[: sum(p.numel() for p in params)] if join else lam)
+            self._tally.add(lam, owners, [p.numel() for p in params])
 
 
 def _buffer(state: dict[str, Tensor], name: str, p: Tensor) -> Tensor:
@@ -317,7 +275,7 @@ def _batched(entries: list[_Entry], device: torch.device) -> Iterator[tuple[list
 
 def _pieces(entry: _Entry, block: int) -> Iterator[_Entry]:
     """The entry in flat views of ``block`` elements; whole where its tensors differ in memory layout."""
-    tensors = [tensor for tensor in entry if tensor is not None]
+    tensors = [tensor for tensor in entry[1:] if tensor is not None]
     if all(tensor.is_contiguous() for tensor in tensors):
         flat = [tensor.view(-1) for tensor in tensors]
     elif entry.param.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors):
@@ -326,7 +284,7 @@ def _pieces(entry: _Entry, block: int) -> Iterator[_Entry]:
         yield entry
         return
     for param, grad, m, v, *v_max in zip(*(torch.split(tensor, block) for tensor in flat), strict=True):
-        yield _Entry(param, grad, m, v, v_max[0] if v_max else None)
+        yield _Entry(entry.owner, param, grad, m, v, v_max[0] if v_max else None)
 
 
 def _effective_gradients(

@@ -225,7 +225,7 @@ def status_lines(record: SearchRecord, now: float) -> list[Text]:
     lines = [Text(f"{counts} of {record.planned_trials}")]
     if best is not None:
         value = trial_cells(record, best)["best"]
-        text = f"best so far: trial {best.number}, {record.metric} {value}: {trial_text(record, best)}"
+        text = f"best so far: {best.title}, {record.metric} {value}: {trial_text(record, best)}"
         lines.append(Text(text, style="bold"))
     elapsed = record.elapsed(now)
     remaining = estimated_seconds_left(record, now)

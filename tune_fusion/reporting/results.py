@@ -1,4 +1,4 @@
-"""The files a search leaves: ``result.json`` and ``trials.csv``."""
+"""The files that a search and its confirmation leave, and reading them back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from tune_fusion.errors import InputError
 from tune_fusion.records import SearchRecord, TrialRecord, jsonable
+from tune_fusion.reporting.answer import Answer
 from tune_fusion.runs import RunFolder
 
 
@@ -19,7 +21,8 @@ def write_trials(record: SearchRecord, path: Path) -> None:
     Columns: ``trial, arm, origin, state, reason, single, switch_layer, switch_layer_name``, the parameters as
     `Configuration.flat` names them, ``epochs``, ``best_epoch``, ``best.METRIC`` (all metrics of the epoch
     with the best value of the search's metric), ``final.METRIC`` (of the last epoch), ``train_seconds``,
-    ``eval_seconds``, ``wall_seconds``, ``node``. A cell without a value is empty.
+    ``eval_seconds``, ``wall_seconds``, ``node``. A cell without a value is empty. Metrics of single layers
+    are left out: the journal and MLflow have them.
     """
     # Objects keep whole numbers whole where other rows have none.
     frame = pd.DataFrame([_row(record, trial) for trial in record.trials], dtype=object)
@@ -57,8 +60,8 @@ def _row(record: SearchRecord, trial: TrialRecord) -> dict[str, Any]:
         **trial.parameters,
         "epochs": len(trial.epochs),
         "best_epoch": None if best_epoch is None else int(best_epoch),
-        **{f"best.{key}": value for key, value in best.items()},
-        **{f"final.{key}": value for key, value in final.items()},
+        **{f"best.{key}": value for key, value in best.items() if not key.startswith("layer_")},
+        **{f"final.{key}": value for key, value in final.items() if not key.startswith("layer_")},
         "train_seconds": trial.total("train_seconds"),
         "eval_seconds": trial.total("eval_seconds"),
         "wall_seconds": None if trial.ended is None else trial.ended - trial.started,
@@ -72,6 +75,7 @@ def trial_summary(record: SearchRecord, trial: TrialRecord | None) -> dict[str, 
         return None
     return {
         "trial": trial.number,
+        "source": {"search": trial.source, "trial": trial.source_trial} if trial.source else None,
         "arm": trial.arm,
         "origin": trial.origin,
         "state": trial.state.value,
@@ -96,6 +100,7 @@ def result(record: SearchRecord, status: str, facts: Mapping[str, Any]) -> dict[
         "best_control": trial_summary(record, record.best_control()),
         "untuned_fusion": trial_summary(record, record.untuned("fusion")),
         "untuned_control": trial_summary(record, record.untuned("control")),
+        "inherited": len(record.inherited),
         "trials": len(record.trials),
         "planned_trials": record.planned_trials,
         "counts": record.counts(),
@@ -109,11 +114,40 @@ def result(record: SearchRecord, status: str, facts: Mapping[str, Any]) -> dict[
 
 
 def write_results(folder: RunFolder, record: SearchRecord, content: Mapping[str, Any]) -> None:
-    """Write ``trials.csv`` and ``result.json`` with this `content`, each whole or not at all.
-
-    Numbers that are not finite become null.
-    """
+    """Write ``trials.csv`` and ``result.json`` with this `content`, each whole or not at all."""
     write_trials(record, folder.trials)
-    part = folder.result.with_name(f".{folder.result.name}.part")
+    write_json(folder.result, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` whole or not at all; numbers that are not finite become null."""
+    part = path.with_name(f".{path.name}.part")
     part.write_text(json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(folder.result)
+    part.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file of the search holds; None where there is none yet, or not a whole one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_answer(folder: RunFolder) -> Answer | None:
+    """What the search's confirmation has found; None where it has none.
+
+    InputError where its file is damaged: a report without the answer must not pass for one without a verdict.
+    """
+    path = folder.confirmation.answer
+    if not path.exists():
+        return None
+    content = read_json(path)
+    try:
+        return Answer.from_dict((content or {})["answer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: holds no answer that can be read ({type(error).__name__}: {error}); have it written "
+            f"again: python -m tune_fusion.confirm {folder.name}"
+        ) from error

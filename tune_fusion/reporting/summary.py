@@ -1,4 +1,4 @@
-"""The last words of a search: what was found, what it was compared with, where everything lies."""
+"""The last words of a search, and of its confirmation: what was found, how it compares, where it lies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune_fusion.records import SearchRecord, TrialRecord
+from tune_fusion.reporting.answer import TEST_METRICS, Answer, Finalist, matching_test_metric
 from tune_fusion.reporting.live import trial_cells, trial_text
 
 
@@ -15,6 +16,8 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
     spent = f"{result['wall_seconds']:.0f} s, {result['epochs']} epochs"
     counts = ", ".join(f"{count} {state}" for state, count in record.counts().items()) or "no trial"
     lines = ["", f"{record.name} {result['status']}: {counts} of {record.planned_trials} trials in {spent}"]
+    if record.inherited:
+        lines.append(f"known from the start: {len(record.inherited)} trials of {_sources(record)}")
     if record.duplicates:
         lines.append(f"{record.duplicates} suggestions equal in effect to earlier trials were not run again")
     lines += [f"note: {note}" for note in record.notes]
@@ -37,18 +40,95 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
         lines += _noise(record, fusion, control, result["data"]["validation_images"])
     lines.append("")
     lines += [f"{label:<11}{path}" for label, path in result["paths"].items()]
-    lines.append(f"MLflow UI  {result['mlflow']['ui_command']}")
+    return "\n".join([*lines, *_ways(result)])
+
+
+def confirmation_summary(result: Mapping[str, Any]) -> str:
+    """Plain text, ready to print; `result` is what ``confirmation.json`` holds."""
+    answer = Answer.from_dict(result["answer"])
+    counts = ", ".join(f"{count} {state}" for state, count in result["counts"].items()) or "no run"
+    lines = [
+        "",
+        f"{result['name']} {result['status']}: {counts} of {len(answer.finalists)} finalists x "
+        f"{len(result['seeds'])} seeds in {result['wall_seconds']:.0f} s, {result['epochs']} epochs; "
+        f"{answer.test_images} test images, read once a run",
+        "",
+        *_confirmed_table(answer),
+        "",
+        *_optimism(answer),
+        *(f"note: {note}" for note in (*answer.notes, *result["notes"])),
+        answer.sentence,
+        "",
+        *(f"{label:<11}{path}" for label, path in result["paths"].items()),
+    ]
+    if result["status"] == "completed":
+        lines.append(f"load it    tune_fusion.load_model({result['paths']['model']!r})")
+        if "model" in result["mlflow"]:
+            lines.append(f"           mlflow.pyfunc.load_model({result['mlflow']['model']!r})")
+    return "\n".join([*lines, *_ways(result)])
+
+
+def _ways(result: Mapping[str, Any]) -> list[str]:
+    """Where to look, and how to go on."""
+    lines = [f"MLflow UI  {result['mlflow']['ui_command']}"]
     if result["mlflow"]["url"]:
         lines.append(f"           {result['mlflow']['url']}")
-    if result["resume_command"]:
-        lines.append(f"go on with  {result['resume_command']}")
-    return "\n".join(lines)
+    for label, key in (("confirm", "confirm_command"), ("go on with", "resume_command")):
+        if result.get(key):
+            lines.append(f"{label:<11}{result[key]}")
+    return lines
+
+
+def _confirmed_table(answer: Answer) -> list[str]:
+    """One row a finalist, mean ± standard deviation over the seeds; the two that are compared are marked."""
+    header = ["", "finalist", "trial", "search", answer.metric, *TEST_METRICS, "seeds"]
+    rows = [
+        [
+            "*" if one.trial in (answer.fusion, answer.control) else "",
+            one.label + (" (untuned)" if one.origin == "default" else ""),
+            str(one.trial),
+            f"{one.search_value:.4f}",
+            *(_spread(one, metric) for metric in (answer.metric, *TEST_METRICS)),
+            str(one.n(matching_test_metric(answer.metric))),
+        ]
+        for one in answer.finalists
+    ]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _spread(finalist: Finalist, metric: str) -> str:
+    mean, sd = finalist.mean(metric), finalist.sd(metric)
+    if mean is None:
+        return "-"
+    return f"{mean:.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def _optimism(answer: Answer) -> list[str]:
+    """How much better the search looked than its finalists are."""
+    lines = []
+    for one in (answer.finalist(answer.fusion), answer.finalist(answer.control)):
+        test = matching_test_metric(answer.metric)
+        if one is None or (on_test := one.optimism(test)) is None:
+            continue
+        lines.append(
+            f"optimism of the selection of {one.label} (trial {one.trial}): the search's value less the mean "
+            f"with fresh seeds is {one.optimism(answer.metric):+.4f} {answer.metric}, {on_test:+.4f} {test}"
+        )
+    return lines
+
+
+def _sources(record: SearchRecord) -> str:
+    return " and ".join(dict.fromkeys(trial.source for trial in record.inherited))
 
 
 def _line(record: SearchRecord, label: str, trial: TrialRecord) -> str:
     cells = trial_cells(record, trial)
     return (
-        f"{label:<25}{record.metric} {cells['best']}  trial {trial.number}, epoch {cells['epoch']}: "
+        f"{label:<25}{record.metric} {cells['best']}  {trial.title}, epoch {cells['epoch']}: "
         f"{trial_text(record, trial)}"
     )
 

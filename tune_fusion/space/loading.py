@@ -22,19 +22,25 @@ def space_folders() -> tuple[Path, ...]:
 
 
 def list_spaces() -> list[tuple[str, str, Path]]:
-    """Every space known by name: (name, one-line description, path), sorted by name."""
+    """Every space known by name: (name, one-line description, path), sorted by name.
+
+    A space in a subfolder has its path there as name: ``papers/table2_vit``.
+    """
     found: dict[str, Path] = {}
     for folder in space_folders():
-        for path in folder.glob("*.yaml"):
-            found.setdefault(path.stem, path)
+        for path in folder.rglob("*.yaml"):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
     return [(name, describe_text(read_text(path)), path) for name, path in sorted(found.items())]
 
 
 def resolve_space(name_or_path: str) -> Path:
-    """The file of a space: a path (anything with a slash or ending in .yaml or .yml), else a known name.
+    """The file of a space: a known name, else a path (anything with a slash or ending in .yaml or .yml).
 
     Raises InputError where there is none, with the nearest known name and the folders looked in.
     """
+    known = {name: path for name, _, path in list_spaces()}
+    if name_or_path in known:
+        return known[name_or_path]
     if "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(_ENDINGS):
         try:
             path = Path(name_or_path).expanduser()
@@ -42,11 +48,11 @@ def resolve_space(name_or_path: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise InputError(f"--space {name_or_path}: cannot be used as a path: {error}") from error
         if not there:
-            raise InputError(f"--space {name_or_path}: no such file; for a shipped space give its name alone")
+            raise InputError(
+                f"--space {name_or_path}: no such file; for a shipped space give its name alone "
+                f"({suggest(name_or_path, known)})"
+            )
         return path
-    known = {name: path for name, _, path in list_spaces()}
-    if name_or_path in known:
-        return known[name_or_path]
     where = " and ".join(str(folder) for folder in space_folders()) or "no folder of spaces"
     raise InputError(
         f"--space {name_or_path}: unknown space; {suggest(name_or_path, known)} "

@@ -84,6 +84,39 @@ def default_parameters(space: SearchSpace, arm: Arm) -> list[dict[str, Scalar]]:
     return answers
 
 
+def parameters_of(space: SearchSpace, arm: Arm, configuration: Configuration) -> dict[str, Scalar]:
+    """The answers that make `draw` give `configuration`.
+
+    Raises ValueError where the arm does not contain it: which value, and what is allowed.
+    """
+    wanted = configuration.flat()
+
+    def choose(name: str, domain: Domain) -> Value:
+        # "low.adam.lr" is "low.lr" in a configuration, where nothing else could be meant.
+        parts = name.split(".")
+        key = ".".join(dict.fromkeys((parts[0], parts[-1])))
+        value = _to_scalar(wanted[key]) if key in wanted else None
+        match domain:
+            case Choice(values):
+                same = [choice for choice in values if same_value(choice, value)]
+                if not same:
+                    raise ValueError(f"{name}: {shown(value)} is not among {shown(list(values))}")
+                return same[0]
+            case FloatRange(low, high) | IntRange(low, high):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                    raise ValueError(f"{name}: {shown(value)} is not in [{low}, {high}]")
+                return value
+            case Constant():
+                raise AssertionError("constants are not asked for")
+
+    trial = _Answering(choose)
+    drawn = draw(space, arm, trial).flat()
+    for key in [*wanted, *drawn]:
+        if key not in drawn or key not in wanted or not same_value(wanted[key], drawn[key]):
+            raise ValueError(f"{key}: {shown(wanted.get(key))} would be {shown(drawn.get(key))}")
+    return trial.answers
+
+
 def grid_parameters(space: SearchSpace, arm: Arm) -> Iterator[dict[str, Scalar]]:
     """The answers for every configuration of an arm, in a fixed order, the last question varying fastest.
 

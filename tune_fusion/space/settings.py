@@ -89,7 +89,7 @@ class SearchSettings(Section):
     trials: Positive = 40
     """Trials of the whole search, controls included."""
     control_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Part of the trials that goes to the single-optimizer controls."""
+    """Part of the training epochs that goes to the single-optimizer controls."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["asha", "none"] = "asha"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -105,6 +105,16 @@ class AshaSettings(Section):
 
     grace_epochs: Positive = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+def rung_epochs(settings: AshaSettings, max_epochs: int) -> tuple[int, ...]:
+    """The epochs at which trials are compared, in ascending order, all below `max_epochs`."""
+    epochs = []
+    epoch = settings.grace_epochs
+    while epoch < max_epochs:
+        epochs.append(epoch)
+        epoch *= settings.reduction_factor
+    return tuple(epochs)
 
 
 class ResourceSettings(Section):

@@ -7,6 +7,7 @@ trial tells the same.
 from __future__ import annotations
 
 import getpass
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ TRIAL_STATUS: dict[TrialState, Status] = {
     TrialState.FAILED: "FAILED",
 }
 """MLflow's status of an ended trial."""
+CONFIGURATION_TAG = "configuration"
+"""The tag of a trial's run that holds its configuration as JSON: parameters are text and not exact."""
 SEARCH_STATUS: dict[str, Status] = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_NAME = 6000, 8000, 250
 """Characters that MLflow stores."""
@@ -38,14 +41,17 @@ def common_tags(record: SearchRecord, tags: Mapping[str, str]) -> dict[str, str]
     return _tags({**tags, **own})
 
 
-def search_started(record: SearchRecord, tags: Mapping[str, str], files: Sequence[Path]) -> Change:
-    """The parent run with its `files` and the `common_tags`."""
+def search_started(
+    record: SearchRecord, tags: Mapping[str, str], files: Sequence[Path], parent_run: str | None = None
+) -> Change:
+    """The parent run with its `files` and the `common_tags`, nested in `parent_run` where that is known."""
+    nested = {} if parent_run is None else {"mlflow.parentRunId": parent_run}
     return Change(
         PARENT,
         name=_cut(record.name, _LONGEST_NAME),
         started=_milliseconds(record.started),
         params=_params({"metric": record.metric, "direction": record.direction}),
-        tags=_search_tags(record, tags),
+        tags=_search_tags(record, tags) | nested,
         artifacts=tuple(Artifact(file) for file in files),
     )
 
@@ -55,7 +61,7 @@ def search_resumed(record: SearchRecord, tags: Mapping[str, str]) -> Change:
     return Change(PARENT, tags=_search_tags(record, tags), reopen=True)
 
 
-def search_ended(record: SearchRecord, status: str, files: Sequence[Path]) -> Change:
+def search_ended(record: SearchRecord, status: str, files: Sequence[Path], figures: Sequence[Path]) -> Change:
     """The search's result, and the end of the parent run.
 
     A search that was interrupted or extended ends more than once. The step of the result therefore counts all
@@ -74,13 +80,15 @@ def search_ended(record: SearchRecord, status: str, files: Sequence[Path]) -> Ch
     }
     step = len(record.trials) + len(record.ended) + epochs + record.duplicates
     winner = record.best()
-    tags = {"state": status} | ({} if winner is None else {"best_trial": str(winner.number)})
+    # A number alone is a trial of this search.
+    name = None if winner is None else winner.title if winner.source else str(winner.number)
+    tags = {"state": status} | ({} if name is None else {"best_trial": name})
     at = _milliseconds(_newest_moment(record))
     return Change(
         PARENT,
         points=_points(values, at, step),
         tags=_tags(tags),
-        artifacts=tuple(Artifact(file) for file in files),
+        artifacts=(*map(Artifact, files), *(Artifact(figure, "figures") for figure in figures)),
         ended=(SEARCH_STATUS[status], at),
     )
 
@@ -98,12 +106,15 @@ def trial_started(trial: TrialRecord, tags: Mapping[str, str]) -> Change:
         "origin": trial.origin,
         "single": _text(trial.single),
         "state": TrialState.RUNNING.value,
-    }
+    } | _tags({CONFIGURATION_TAG: json.dumps(trial.configuration)})
+    seed = {} if trial.seed is None else {"seed": trial.seed}
     return Change(
         trial.number,
         name=run_name(trial),
         started=_milliseconds(trial.started),
-        params=_params({**trial.parameters, "switch_layer_name": trial.switch_layer_name, "arm": trial.arm}),
+        params=_params(
+            {**trial.parameters, **seed, "switch_layer_name": trial.switch_layer_name, "arm": trial.arm}
+        ),
         tags={**tags, **own},
     )
 
@@ -132,18 +143,17 @@ def trial_ended(trial: TrialRecord, metric: str, direction: str) -> Change:
         # At the time of that epoch: a trial that was interrupted ends twice, but this is one point.
         points = _points({f"best_{metric}": best[metric]}, _milliseconds(trial.times[epoch - 1]), epoch)
     tags = {"state": trial.state.value}
-    tags |= {key: value for key, value in (("reason", trial.reason), ("node", trial.node)) if value}
+    told = {"reason": trial.reason, "node": trial.node, "infeasible": "true" if trial.infeasible else ""}
+    tags |= {key: value for key, value in told.items() if value}
     return Change(
         trial.number, points=points, tags=_tags(tags), ended=(TRIAL_STATUS[trial.state], _end(trial))
     )
 
 
 def run_name(trial: TrialRecord) -> str:
-    """The child run's name: ``0007 adam|sgd @3`` (low|high @switch layer), or ``0007 adam``."""
-    low, high = trial.parameters.get("low.optimizer"), trial.parameters.get("high.optimizer")
-    if trial.single or high is None:
-        return f"{trial.number:04d} {low}"
-    return f"{trial.number:04d} {low}|{high} @{trial.parameters.get('switch_layer')}"
+    """The child run's name: ``0007 adam|sgd @3``, and its seed where it has one of its own."""
+    seed = "" if trial.seed is None else f" seed {trial.seed}"
+    return f"{trial.number:04d} {trial.label}{seed}"
 
 
 def _search_tags(record: SearchRecord, tags: Mapping[str, str]) -> dict[str, str]:

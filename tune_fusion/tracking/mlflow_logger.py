@@ -8,7 +8,7 @@ brought is acknowledged: so any later process can bring the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,7 @@ class MlflowLogger:
         record: the search; read on the caller's thread only.
         tags: tags of every run, such as the git commit; values beyond MLflow's limits are cut.
         files: files of the parent run that exist from the start, such as the space file and the layer map.
+        parent_run: MLflow's id of the run that the parent run is itself nested in; None: in none.
         delivered: what earlier processes have brought to this store, by run.
         acknowledge: told, on a thread of its own, what the store holds of a run after each delivery that
             changed it. An error that it raises is passed over.
@@ -73,6 +74,7 @@ class MlflowLogger:
         tags: Mapping[str, str],
         later: str,
         files: Sequence[Path] = (),
+        parent_run: str | None = None,
         delivered: Mapping[int, Delivered] = _NO_ONE_DELIVERED,
         acknowledge: Callable[[Delivered], None] = lambda delivered: None,
         offline: bool = False,
@@ -81,13 +83,15 @@ class MlflowLogger:
         self._record = record
         self._tags = contents.common_tags(record, tags)
         self._files = tuple(files)
+        self._parent_run = parent_run
         self._store = MlflowStore(uri, record.space)
         self._delivery = Delivery(
             self._store, record.key, delivered, acknowledge=acknowledge, later=later, offline=offline
         )
         self._told = {run: _Told(known.epochs, known.status) for run, known in delivered.items()}
         self._ends_seen = 0
-        self._best: float | None = None
+        inherited = replace(record, trials=[]).best()
+        self._best = None if inherited is None else record.value(inherited)
         self._news = False
 
     @property
@@ -116,7 +120,7 @@ class MlflowLogger:
         told = self._told.get(PARENT)
         if told is None:
             self._told[PARENT] = _Told()
-            self._put(contents.search_started(self._record, self._tags, self._files))
+            self._put(contents.search_started(self._record, self._tags, self._files, self._parent_run))
         elif running:
             if told.status == contents.SEARCH_STATUS["completed"]:
                 self._withdraw_best()
@@ -144,12 +148,14 @@ class MlflowLogger:
         status: Literal["completed", "interrupted", "failed"],
         *,
         artifacts: Sequence[Path],
+        figures: Sequence[Path] = (),
         best: BestModel | None,
     ) -> None:
         """Log the search's result and end the parent run; nothing where the store is known to hold that.
 
-        `artifacts` are files of the parent run, such as the result table; `best` goes to its trial's run.
-        The files must stay until `close` has returned.
+        `artifacts` are files of the parent run, such as the result table, `figures` its pictures; `best` goes
+        to its trial's run, or to the parent run where another search ran the trial. The files must stay until
+        `close` has returned.
         """
         told = self._told[PARENT]
         if told.status == contents.SEARCH_STATUS[status] and not self._news:
@@ -157,8 +163,11 @@ class MlflowLogger:
         told.status = contents.SEARCH_STATUS[status]
         if best is not None:
             files = tuple(Artifact(file, "model") for file in best.files)
-            self._put(Change(best.trial, tags={"best": "true"}, artifacts=files))
-        self._put(contents.search_ended(self._record, status, artifacts))
+            own = best.trial >= 0
+            # A trial that another search ran has no run here.
+            run, tags = (best.trial, {"best": "true"}) if own else (PARENT, {})
+            self._put(Change(run, tags=tags, artifacts=files))
+        self._put(contents.search_ended(self._record, status, artifacts, figures))
 
     def close(self, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Deliver everything that is left and stop the thread; call it once, at the end.
@@ -210,5 +219,5 @@ class MlflowLogger:
     def _withdraw_best(self) -> None:
         """A completed search goes on: its best trial is the best no more, or will be named again."""
         best = self._record.best()
-        if best is not None:
+        if best is not None and not best.source:
             self._put(Change(best.number, tags={"best": "false"}))

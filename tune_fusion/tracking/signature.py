@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from mlflow.models import ModelSignature
 
 
-def signature_json(
-    input_example: NDArray[np.floating[Any]], output_example: NDArray[np.floating[Any]]
-) -> str:
-    """The model's signature as the text of a JSON file. Imports MLflow, which takes seconds.
+def model_signature(channels: int, classes: int) -> ModelSignature:
+    """Images as bytes, (images, height, width, channels), in; float32 probabilities, (images, classes), out.
 
-    Args:
-        input_example: images as the model is given them: float, (batch, channels, height, width).
-        output_example: what the model answers to them: float, (batch, classes).
+    Height and width are left open: the model itself brings images to its size. Imports MLflow, which takes
+    seconds.
     """
-    from mlflow.models import infer_signature
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
 
-    signature = infer_signature(input_example, output_example)
-    return json.dumps(signature.to_dict(), indent=2) + "\n"
+    return ModelSignature(
+        Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
+    )
+
+
+def signature_json(channels: int, classes: int) -> str:
+    """`model_signature` as the text of a JSON file."""
+    return json.dumps(model_signature(channels, classes).to_dict(), indent=2) + "\n"

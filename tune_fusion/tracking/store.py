@@ -38,6 +38,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -180,6 +181,24 @@ class MlflowStore:
             token = page.token
             if not token:
                 return found
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[MlflowClient | None]:
+    """A client of the store behind `uri` that makes nothing there; None where its SQLite file is not there.
+
+    MLflow's log lines and settings are those of `MlflowStore`.
+    """
+    uri = absolute(uri)
+    database = database_path(uri)
+    if database is not None and not database.exists():
+        yield None
+        return
+    with _environment(_SETTINGS):
+        from mlflow.tracking import MlflowClient
+
+        with _quiet():
+            yield MlflowClient(uri, registry_uri=uri)
 
 
 def passes(error: Exception) -> bool:

@@ -34,7 +34,9 @@ def sync(
     delivered: Mapping[int, Delivered],
     acknowledge: Callable[[Delivered], None],
     files: Sequence[Path] = (),
+    parent_run: str | None = None,
     artifacts: Sequence[Path] = (),
+    figures: Sequence[Path] = (),
     best: BestModel | None = None,
 ) -> Synced:
     """Deliver everything of `record` that `delivered` does not cover; returns when that is done or given up.
@@ -49,11 +51,18 @@ def sync(
         acknowledge(news)
 
     logger = MlflowLogger(
-        uri, record, tags=tags, later=later, files=files, delivered=before, acknowledge=note
+        uri,
+        record,
+        tags=tags,
+        later=later,
+        files=files,
+        parent_run=parent_run,
+        delivered=before,
+        acknowledge=note,
     )
     logger.start(running=False)
     if status is not None:
-        logger.search_ended(status, artifacts=artifacts, best=best)
+        logger.search_ended(status, artifacts=artifacts, figures=figures, best=best)
     problems = logger.close()
     changed = [run for run, known in now.items() if before.get(run) != known]
     epochs = sum(

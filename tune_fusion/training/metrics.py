@@ -18,7 +18,8 @@ class EpochResult:
     Keys of `metrics`, all finite floats: ``train_loss``, ``val_loss`` (nats an image), ``val_accuracy``,
     ``val_macro_f1`` (in [0, 1]), ``train_seconds``, ``eval_seconds``, ``images_per_second`` (training
     images), and for each half ``low.lr`` / ``high.lr`` (the rate the epoch was trained with) and, where
-    HN_Adam stands, ``low.amsgrad_share`` (in [0, 1]) and ``low.mean_lambda`` (in [1, 4]).
+    HN_Adam stands, ``low.amsgrad_share`` (in [0, 1]) and ``low.mean_lambda`` (in [1, 4]); both also for each
+    layer that HN_Adam trains, ``layer_03.amsgrad_share`` for that with index 3 in the layer map.
     """
 
     epoch: int
@@ -35,6 +36,9 @@ class Evaluation:
     loss: float
     accuracy: float
     macro_f1: float
+    loss_softmax: float
+    """Cross-entropy of the probabilities as if they were logits, at least ln(1 + (C - 1) / e) with C classes:
+    what the HN_Adam paper reports as the loss of MNIST."""
 
 
 class Evaluator:
@@ -56,12 +60,15 @@ class Evaluator:
         model.eval()
         self._macro_f1.reset()
         losses: list[Tensor] = []
+        softmax_losses: list[Tensor] = []
         correct: list[Tensor] = []
         images_seen = 0
         for images, labels in batches:
             with autocast:
                 logits = model(images)
-            losses.append(nn.functional.cross_entropy(logits.float(), labels, reduction="sum"))
+            logits = logits.float()
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            softmax_losses.append(nn.functional.cross_entropy(logits.softmax(1), labels, reduction="sum"))
             predicted = logits.argmax(dim=1)
             correct.append((predicted == labels).sum())
             self._macro_f1.update(predicted, labels)
@@ -70,4 +77,5 @@ class Evaluator:
             loss=float(torch.stack(losses).sum()) / images_seen,
             accuracy=float(torch.stack(correct).sum()) / images_seen,
             macro_f1=float(self._macro_f1.compute()),
+            loss_softmax=float(torch.stack(softmax_losses).sum()) / images_seen,
         )

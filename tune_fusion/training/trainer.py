@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim import Optimizer, lr_scheduler
 from tune_fusion.optim import registry
 from tune_fusion.optim.fused import FusedOptimizer
 from tune_fusion.optim.hn_adam import HNAdam
+from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
 from tune_fusion.space.effective import resolved_settings
 from tune_fusion.space.settings import TrainingSettings
@@ -36,9 +38,11 @@ class Trainer:
     The workbench's model is renewed when the trainer is made, so only the newest trainer of a workbench may
     be used. Every random choice depends on the workbench's seed and the epoch's number alone: two trainers
     with the same configuration give the same numbers, bit for bit on one machine.
+
+    With `whole`, validation images are trained on, too, and nothing is measured.
     """
 
-    def __init__(self, bench: Workbench, configuration: Configuration) -> None:
+    def __init__(self, bench: Workbench, configuration: Configuration, *, whole: bool = False) -> None:
         self.bench = bench
         self.configuration = configuration
         self.training: TrainingSettings = configuration.training
@@ -46,8 +50,10 @@ class Trainer:
         self.model = bench.renew_model(self.training)
         self.optimizer = _make_optimizer(bench.model, configuration)
         self._schedule = _make_schedule(self.optimizer, self.training)
-        self._train_batches = bench.training_batches(self.training)
-        self._validation_batches = bench.validation_batches(self.training)
+        self._images = len(bench.whole_training if whole else bench.data.train)
+        batches = bench.whole_training_batches if whole else bench.training_batches
+        self._train_batches = batches(self.training)
+        self._validation_batches = None if whole else bench.validation_batches(self.training)
         self._evaluator = Evaluator(len(bench.data.classes), bench.device)
         device = bench.device.type
         self._scaler = torch.amp.GradScaler(device, enabled=self.training.precision == "float16")
@@ -64,7 +70,7 @@ class Trainer:
         return self.epoch >= self.training.epochs
 
     def run_epoch(self) -> EpochResult:
-        """Train one epoch and measure the validation split.
+        """Train one epoch and measure the validation split, unless it is trained on.
 
         A loss that is not finite ends the epoch at once: the result says ``diverged``.
         """
@@ -77,12 +83,12 @@ class Trainer:
         metrics = {
             "train_loss": train_loss,
             "train_seconds": trained - started,
-            "images_per_second": len(self.bench.data.train.labels) / (trained - started),
+            "images_per_second": self._images / (trained - started),
             **rates,
             **norms,
         }
         diverged = not math.isfinite(train_loss)
-        if not diverged:
+        if not diverged and self._validation_batches is not None:
             batches = self._validation_batches.epoch(self.epoch)
             measured = self._evaluator.measure(self.model, batches, self._autocast)
             metrics["eval_seconds"] = time.perf_counter() - trained
@@ -95,6 +101,16 @@ class Trainer:
             self._schedule.step()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return EpochResult(self.epoch, finite, diverged)
+
+    def test(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Measure the test images with `weights` of this trainer's model, which keeps them.
+
+        Returns ``test_loss`` and ``test_loss_softmax`` (`Evaluation`), ``test_accuracy``, ``test_macro_f1``.
+        """
+        self.bench.model.load_state_dict(weights)
+        batches = self.bench.test_batches(self.training).epoch(self.epoch)
+        measured = self._evaluator.measure(self.model, batches, self._autocast)
+        return {f"test_{name}": value for name, value in asdict(measured).items() if math.isfinite(value)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epochs depend on, as ``torch.load(weights_only=True)`` reads it.
@@ -171,13 +187,26 @@ class Trainer:
                 child.collect_statistics = step % stride == 0
 
     def _pop_norms(self) -> dict[str, float]:
+        """HN_Adam's branches and norms in the observed steps, by half and by layer."""
+        seen: dict[Tensor, HNAdamStatistics] = {}
         metrics: dict[str, float] = {}
         for half, child in self._halves():
-            statistics = child.pop_statistics() if isinstance(child, HNAdam) else None
-            if statistics is not None:
-                metrics[f"{half}.amsgrad_share"] = statistics.amsgrad_share
-                metrics[f"{half}.mean_lambda"] = statistics.mean_lambda
+            if isinstance(child, HNAdam):
+                own = child.pop_statistics()
+                seen |= own
+                metrics |= _norms(half, own.values())
+        if seen:
+            for layer in self.bench.layers:
+                own_layer = [seen[p] for p in layer.parameters.values() if p in seen]
+                metrics |= _norms(f"layer_{layer.index:02d}", own_layer)
         return metrics
+
+
+def _norms(name: str, parts: Iterable[HNAdamStatistics]) -> dict[str, float]:
+    whole = HNAdamStatistics.together(parts)
+    if whole is None:
+        return {}
+    return {f"{name}.amsgrad_share": whole.amsgrad_share, f"{name}.mean_lambda": whole.mean_lambda}
 
 
 def _make_optimizer(model: nn.Module, configuration: Configuration) -> FusedOptimizer:

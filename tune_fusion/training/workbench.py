@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tune_fusion.data.datasets import ImageData, load_data
+from tune_fusion.data.datasets import ImageData, Split, joined, load_data
+from tune_fusion.data.heldout import HeldOut, check_heldout, load_heldout
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.models.build import ModelFacts, build_model, model_facts
 from tune_fusion.models.layers import Layer, layer_map
@@ -61,6 +62,47 @@ class Workbench:
         """The training and validation images."""
         return load_data(self.data_settings, seed=self.seed, image_size=self.image_size)
 
+    def count_heldout(self) -> int:
+        """How many test images there are, without reading one; InputError where the data have none."""
+        return check_heldout(self.data_settings)
+
+    @cached_property
+    def heldout(self) -> HeldOut:
+        """The test images. Whoever touches this has read them: only a confirmation may."""
+        return load_heldout(
+            self.data_settings,
+            classes=self.data.classes,
+            image_size=self.image_size,
+            size=self.stored_size,
+        )
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width of the stored images, from which those that the model sees are made."""
+        height, width = self.data.train.images.shape[-2:]
+        return height, width
+
+    @cached_property
+    def whole_training(self) -> Split:
+        """Training and validation images together, for retraining what has been chosen with both."""
+        return joined(self.data.train, self.data.validation)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Subtracted from pixels in [0, 1], one value a channel: the data's own, else the model's."""
+        return self._statistics(self.data_settings.mean, self.facts.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Divides the result, as `mean`."""
+        return self._statistics(self.data_settings.std, self.facts.std)
+
+    def _statistics(self, own: list[float] | None, models: tuple[float, ...]) -> tuple[float, ...]:
+        channels = self.data.channels
+        values = models if own is None else tuple(own)
+        # Of colour statistics, grey images take the mean.
+        return values if len(values) == channels else (sum(values) / len(values),) * channels
+
     @cached_property
     def model(self) -> nn.Module:
         """The one model of this workbench; `renew_model` gives it its initial weights back."""
@@ -102,28 +144,30 @@ class Workbench:
 
     def training_batches(self, training: TrainingSettings) -> Batches:
         """Shuffled, augmented training batches; order and augmentation depend on seed and epoch only."""
-        return self._batches(training, train=True)
+        return self._batches(self.data.train, training, train=True)
+
+    def whole_training_batches(self, training: TrainingSettings) -> Batches:
+        """As `training_batches`, of the training and the validation images together."""
+        return self._batches(self.whole_training, training, train=True)
 
     def validation_batches(self, training: TrainingSettings) -> Batches:
         """Validation batches in a fixed order, without augmentation."""
-        return self._batches(training, train=False)
+        return self._batches(self.data.validation, training, train=False)
 
-    def _batches(self, training: TrainingSettings, *, train: bool) -> Batches:
-        settings = self.data_settings
+    def test_batches(self, training: TrainingSettings) -> Batches:
+        """As `validation_batches`, of the test images: they are read now, if they were not yet."""
+        return self._batches(self.heldout.split, training, train=False)
+
+    def _batches(self, split: Split, training: TrainingSettings, *, train: bool) -> Batches:
         return Batches(
-            self.data.train if train else self.data.validation,
+            split,
             batch_size=training.batch_size,
             image_size=self.image_size,
-            mean=settings.mean or _for_channels(self.facts.mean, self.data.channels),
-            std=settings.std or _for_channels(self.facts.std, self.data.channels),
-            augment=settings.augment if train else "none",
+            mean=self.mean,
+            std=self.std,
+            augment=self.data_settings.augment if train else "none",
             shuffle=train,
             seed=self.seed,
             device=self.device,
             channels_last=training.channels_last,
         )
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Per-channel statistics for another number of channels: grey images take the mean over the colours."""
-    return values if len(values) == channels else (sum(values) / len(values),) * channels

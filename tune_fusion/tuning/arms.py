@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from tune_fusion.records import TrialRecord
+from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import largest
-from tune_fusion.space.sampling import Arm
+from tune_fusion.space.sampling import Arm, Scalar
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.tuning.asha import Asha
-from tune_fusion.tuning.study import Study
+from tune_fusion.tuning.study import Study, Suggestion
+
+
+class Suggester(Protocol):
+    """What an arm is asked for configurations and tells how they did; see `Study`."""
+
+    def ask(self) -> Suggestion | None:
+        """The next configuration; None: there is no further one."""
+
+    def repeat(
+        self,
+        parameters: Mapping[str, Scalar],
+        configuration: Configuration,
+        origin: Literal["default", "sampled"],
+    ) -> Suggestion:
+        """What `ask` gave when its answers were `parameters`; ValueError where it would not any more."""
+
+    def skip(self) -> None:
+        """Count a suggestion that is not allowed any more."""
+
+    def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
+        """How the trial of a suggestion ended; `value` is its best."""
 
 
 @dataclass
 class SearchArm:
-    """One arm: its own study, its own rungs, its own budget of trials."""
+    """One arm: its own study, its own rungs, its own share of the search's training epochs."""
 
     name: Arm
-    study: Study
+    study: Suggester
     asha: Asha
-    budget: int
+    share: float = 1.0
+    """In (0, 1]; the shares of a search's arms sum to 1."""
     started: int = 0
+    running: int = 0
+    """Trials without an end."""
+    epochs: int = 0
+    """Epochs that its trials have trained."""
     duplicates: int = 0
     """Suggestions in a row that were tried before."""
+    exhausted: bool = False
+    """True when it has nothing new to suggest."""
 
     @property
-    def spent(self) -> bool:
-        """True when no further trial of this arm may start."""
-        return self.started >= self.budget
+    def spent(self) -> float:
+        """Epochs trained or being trained, over the share: the arm with the least has the next turn."""
+        return (self.epochs + self.running) / self.share
 
 
 def make_arms(space: SearchSpace) -> list[SearchArm]:
-    """The arms of a search with their budgets of trials; a space without controls has one arm."""
+    """The arms of a search; a space without controls has one.
+
+    They run side by side: the next trial is always of the arm that has spent the least of its share of the
+    epochs, so that fusions and single optimizers are searched at the same cost, however many trials of which
+    are stopped early.
+    """
     direction: Literal["max", "min"] = space.direction
-    wanted = round(space.search.trials * space.search.control_share) if space.controls else 0
-    control_trials = min(wanted, space.search.trials - 1)
-    budgets: list[tuple[Arm, int]] = [
-        ("control", control_trials),
-        ("fusion", space.search.trials - control_trials),
-    ]
+    control = space.search.control_share if space.controls else 0.0
+    shares: list[tuple[Arm, float]] = [("fusion", 1.0 - control), ("control", control)]
     epochs = int(largest(space.training["epochs"]))
     return [
         SearchArm(
             name,
             Study(space, name, direction),
             Asha(space.asha, epochs, direction, enabled=space.search.scheduler == "asha"),
-            budget,
+            share,
         )
-        for name, budget in budgets
-        if budget > 0
+        for name, share in shares
+        if share > 0
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tune_fusion.events import RungDecision
-from tune_fusion.space.settings import AshaSettings
+from tune_fusion.space.settings import AshaSettings, rung_epochs
 
 
 class Asha:
@@ -54,23 +54,13 @@ class Asha:
         }
 
 
-def rung_epochs(settings: AshaSettings, max_epochs: int) -> tuple[int, ...]:
-    """The epochs at which trials are compared, in ascending order, all below `max_epochs`."""
-    epochs = []
-    epoch = settings.grace_epochs
-    while epoch < max_epochs:
-        epochs.append(epoch)
-        epoch *= settings.reduction_factor
-    return tuple(epochs)
-
-
-def expected_trials(settings: AshaSettings, max_epochs: int, trials: int) -> list[tuple[int, float]]:
+def expected_trials(settings: AshaSettings, max_epochs: int, trials: float) -> list[tuple[int, float]]:
     """For each rung and the last epoch: how many of `trials` are expected to train that far.
 
     The rule keeps one of reduction_factor trials at each rung in the long run (and more of the first few).
     """
     plan = []
-    remaining = float(trials)
+    remaining = trials
     for epoch in rung_epochs(settings, max_epochs):
         plan.append((epoch, remaining))
         remaining = max(min(1.0, remaining), remaining / settings.reduction_factor)

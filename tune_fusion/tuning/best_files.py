@@ -8,6 +8,6 @@ from tune_fusion.tracking.mlflow_logger import BestModel
 
 
 def best_model(folder: RunFolder, trial: TrialRecord | None) -> BestModel | None:
-    """What `write_best_model` has written; None where it has not."""
+    """What `write_model` has written; None where it has not."""
     files = sorted(folder.model.glob("*"))
     return BestModel(trial.number, files) if trial is not None and files else None

@@ -50,7 +50,11 @@ class EngineSearcher(_Unpickled, Searcher):  # type: ignore[misc]  # Ray ships n
         with self._trouble.noted():
             trial = self._engine.suggest()
             if trial is not None:
-                return {"number": trial.number, "configuration": trial.configuration}
+                return {
+                    "number": trial.number,
+                    "configuration": trial.configuration,
+                    "seed": trial.seed,
+                }
         return Searcher.FINISHED if self._engine.finished else None
 
     def on_trial_complete(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from tune_fusion.events import Chronicle, Logged, Session
 from tune_fusion.journal import Journal
-from tune_fusion.runs import Past
-from tune_fusion.tracking.changes import Delivered
+from tune_fusion.runs import Past, RunFolder
+from tune_fusion.tracking.changes import PARENT, Delivered
 from tune_fusion.tracking.mlflow_logger import redact
 from tune_fusion.tracking.sync import Synced, sync
 from tune_fusion.tracking.uri import absolute
 from tune_fusion.tuning.best_files import best_model
 
 
-def deliver_rest(past: Past, uri: str, later: str) -> Synced:
-    """Bring to the store at `uri` what it does not hold of a search that nobody runs; `later` tries again."""
+def deliver_rest(past: Past, uri: str, later: str, parent_run: str | None = None) -> Synced:
+    """Bring to the store at `uri` what it does not hold of a search that nobody runs; `later` tries again.
+
+    Its run is nested in `parent_run`, where it is the confirmation of the search with that run.
+    """
     chronicle, folder = past.chronicle, past.folder
     journal = Journal(folder.journal, past.lines)
     try:
@@ -30,11 +34,30 @@ def deliver_rest(past: Past, uri: str, later: str) -> Synced:
             # The journal knows of one store: what another one takes says nothing of that.
             acknowledge=acknowledgement(journal) if _is_own(chronicle, uri) else lambda news: None,
             files=[path for path in (folder.space, folder.layers) if path.exists()],
-            artifacts=[path for path in (folder.result, folder.trials) if path.exists()],
+            parent_run=parent_run,
+            artifacts=result_files(folder),
+            figures=figure_files(folder),
             best=best_model(folder, chronicle.record.best()) if past.complete else None,
         )
     finally:
         journal.close()
+
+
+def result_files(folder: RunFolder) -> list[Path]:
+    """What a search or a confirmation leaves for people, as far as it is there."""
+    named = (folder.result, folder.answer, folder.trials, folder.report)
+    return [path for path in named if path.exists()]
+
+
+def figure_files(folder: RunFolder) -> list[Path]:
+    """The pictures of the report."""
+    return sorted(folder.figures.glob("*.png"))
+
+
+def own_run(chronicle: Chronicle, uri: str) -> str | None:
+    """The id of the search's own run in the store at `uri`; None where that is not known to have one."""
+    known = delivered(chronicle, uri).get(PARENT)
+    return None if known is None else known.run_id
 
 
 def delivered(chronicle: Chronicle, uri: str) -> dict[int, Delivered]:

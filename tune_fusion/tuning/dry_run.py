@@ -64,17 +64,17 @@ def _rungs(checked: Checked, arms: list[SearchArm]) -> str:
     epochs = int(largest(space.training["epochs"]))
     lines, total = ["rungs, expected trials at each"], 0.0
     for arm in arms:
-        if space.search.scheduler == "none":
-            plan = [(epochs, float(arm.budget))]
-        else:
-            plan = expected_trials(space.asha, epochs, arm.budget)
+        trials = space.search.trials * arm.share  # as many as that, if both arms stop trials equally early
+        plan = [(epochs, trials)]
+        if space.search.scheduler == "asha":
+            plan = expected_trials(space.asha, epochs, trials)
         spent, before = 0.0, 0
-        for rung, trials in plan:
-            spent += trials * (rung - before)
+        for rung, reached in plan:
+            spent += reached * (rung - before)
             before = rung
         total += spent
-        steps = ", ".join(f"epoch {rung}: {trials:.1f}" for rung, trials in plan)
-        lines.append(f"  {arm.name:<8} {steps}; about {spent:.0f} of {arm.budget * epochs} epochs")
+        steps = ", ".join(f"epoch {rung}: {reached:.1f}" for rung, reached in plan)
+        lines.append(f"  {arm.name:<8} {steps}; about {spent:.0f} of {trials * epochs:.0f} epochs")
     full = space.search.trials * epochs
     images = checked.data.train_images
     lines.append(f"  plan     about {total:.0f} of {full} epochs, {total * images:,.0f} training images")

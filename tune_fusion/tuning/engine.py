@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from tune_fusion.events import (
     ArmExhausted,
@@ -18,6 +17,7 @@ from tune_fusion.events import (
     EpochEnded,
     Event,
     Failed,
+    Inherited,
     Noted,
     RungDecision,
     Status,
@@ -27,20 +27,17 @@ from tune_fusion.events import (
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord, TrialState
 from tune_fusion.space.configuration import ALL, Configuration
 from tune_fusion.space.effective import effective_key, is_single
-from tune_fusion.space.sampling import grid_parameters
+from tune_fusion.space.sampling import parameters_of
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.tuning.arms import SearchArm, make_arms
+from tune_fusion.tuning.same_decision import DivergenceError, check_same_decision
 from tune_fusion.tuning.study import Suggestion
 
 # Suggestions in a row that were all tried before: after these an arm has nothing new to say.
 _MOST_DUPLICATES = 50
 # Trials that fail alike before any trial has finished an epoch: the search is broken, not the trials.
 _HOPELESS = 3
-
-
-class DivergenceError(ValueError):
-    """The engine decides otherwise than the event it is told says."""
 
 
 @dataclass
@@ -61,11 +58,13 @@ class Engine:
     """The search as a sequence of decisions, driven by whoever runs the trials.
 
     `suggest` gives trials to run, `report` says whether one trains on, `fail` and `lose` are told what went
-    wrong. The arms take their turns in order: controls first, then the fusions.
+    wrong. The arms run side by side: the next trial is of the arm that has spent the least of its share of
+    the epochs (the first of them where they are equal); what an exhausted arm leaves goes to the others.
     """
 
     space: SearchSpace
     vocabulary: Vocabulary
+    arms: Sequence[SearchArm]
     chronicle: Chronicle
     layer_names: Sequence[str]
     slots: Callable[[], int]
@@ -77,13 +76,8 @@ class Engine:
     """Why the search cannot go on, where the first trials all failed alike."""
     draining: bool = False
     """True: nothing starts any more, as the search is about to be left."""
-    arms: list[SearchArm] = field(init=False)
-    """In the order in which they take their turns."""
     _live: dict[int, _Live] = field(default_factory=dict)
     _known: dict[str, TrialRecord] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.arms = make_arms(self.space)
 
     @property
     def record(self) -> SearchRecord:
@@ -98,18 +92,52 @@ class Engine:
     @property
     def finished(self) -> bool:
         """True when every trial has ended and no further one will start."""
-        return bool(self.broken) or (not self._live and all(arm.spent for arm in self.arms))
+        return bool(self.broken) or (not self._live and self.next_arm() is None)
 
     def begin(self) -> None:
         """Say once what should be known before the first trial."""
         if self.space.search.sampler != "grid" or self.record.trials:
             return
-        for arm in self.arms:
-            if sum(1 for _ in islice(grid_parameters(self.space, arm.name), arm.budget + 1)) > arm.budget:
-                self.note(
-                    f"the {arm.name} arm tries the first {arm.budget} points of a larger grid, in the file's "
-                    "order; more --trials would try all"
-                )
+        planned, keys = self.record.planned_trials, set[str]()
+        for arm in make_arms(self.space):
+            while len(keys) <= planned and (point := arm.study.ask()) is not None:
+                keys |= {self.key_of(point.configuration, None)} - self._known.keys()
+        if len(keys) > planned:
+            self.note(
+                f"the search tries the first {planned} points of a larger grid, in the file's order; more "
+                "--trials would try all"
+            )
+
+    def inherit(self, trial: TrialRecord, source: str) -> None:
+        """Know the result of an ended trial that the search named `source` ran, or itself inherited.
+
+        To be called before anything is suggested. Nothing happens where a trial that is the same in effect is
+        known already. Raises ValueError where the space does not contain its configuration.
+        """
+        configuration = Configuration.from_dict(trial.configuration)
+        key = self.key_of(configuration, None)
+        arm = self.arm(trial.arm)
+        if arm is None:
+            raise ValueError(f"the space has no {trial.arm} arm")
+        parameters = parameters_of(self.space, arm.name, configuration)
+        if key in self._known:
+            return
+        event = Inherited(
+            source=trial.source or source,
+            source_trial=trial.number if trial.source_trial is None else trial.source_trial,
+            arm=arm.name,
+            origin=trial.origin,
+            parameters=parameters,
+            configuration=configuration.to_dict(),
+            key=key,
+            switch_layer_name=self._switch_name(configuration),
+            single=is_single(configuration, self.vocabulary),
+            epochs=trial.epochs,
+            state=trial.state,
+            reason=trial.reason,
+            infeasible=trial.infeasible,
+        )
+        self._happen(event, self._repeated(event, strict=True))
 
     def note(self, text: str) -> None:
         """Keep something that people should know of the search, once."""
@@ -123,8 +151,11 @@ class Engine:
         is not the one that wrote the event. Without, what was decided stays decided.
         """
         if strict:
-            self._compare(event)
-        self._apply(event, self._repeated(event, strict=strict) if isinstance(event, Suggested) else None)
+            check_same_decision(self, event)
+        if isinstance(event, Suggested | Inherited):
+            self._apply(event, self._repeated(event, strict=strict))
+        else:
+            self._apply(event)
 
     def suggest(self) -> TrialRecord | None:
         """The next trial to run, or None: when finished, or while every slot is taken.
@@ -137,8 +168,9 @@ class Engine:
             if not live.handed_out:
                 live.handed_out = True
                 return self.record.trials[number]
-        for arm in self.arms:
-            if not arm.spent and (trial := self._new_trial(arm)) is not None:
+        while (arm := self.next_arm()) is not None:
+            trial = self._new_trial(arm)
+            if trial is not None:
                 return trial
         return None
 
@@ -148,8 +180,8 @@ class Engine:
         """Take in one epoch of a trial, the next one of its record; True when it trains on."""
         trial = self.record.trials[number]
         epoch = len(trial.epochs) + 1
-        rung = self._judge(number, epoch, metrics, diverged)
-        ends, reason = self._verdict(trial, epoch, rung, diverged)
+        rung = self.judge(number, epoch, metrics, diverged)
+        ends, reason = self.verdict(trial, epoch, rung, diverged)
         event = EpochEnded(
             trial=number,
             epoch=epoch,
@@ -194,6 +226,13 @@ class Engine:
             for trial in running:
                 listener.trial_ended(trial)
 
+    def next_arm(self) -> SearchArm | None:
+        """The arm whose turn it is; None where every planned trial was started, or no arm has a new one."""
+        if len(self.record.trials) >= self.record.planned_trials:
+            return None
+        open_arms = [arm for arm in self.arms if not arm.exhausted]
+        return min(open_arms, key=lambda arm: arm.spent, default=None)
+
     def _new_trial(self, arm: SearchArm) -> TrialRecord | None:
         """Start a configuration that differs in effect from every earlier one; None: there seems to be none.
 
@@ -202,11 +241,11 @@ class Engine:
         while arm.duplicates < _MOST_DUPLICATES:
             suggestion = arm.study.ask()
             if suggestion is None:
-                note = f"the {arm.name} arm's grid ended after {arm.started} trials"
-                self._happen(ArmExhausted(arm=arm.name, note=note))
+                # Every point of a grid was tried, or is being tried: nothing that people need to know.
+                self._happen(ArmExhausted(arm=arm.name, note=""))
                 return None
             configuration = suggestion.configuration
-            key = self._key(configuration)
+            key = self.key_of(configuration, suggestion.seed)
             earlier = self._known.get(key)
             event = Suggested(
                 arm=arm.name,
@@ -218,6 +257,7 @@ class Engine:
                 duplicate_of=None if earlier is None else earlier.number,
                 switch_layer_name=self._switch_name(configuration),
                 single=is_single(configuration, self.vocabulary),
+                seed=suggestion.seed,
             )
             self._happen(event, suggestion)
             if earlier is None:
@@ -225,18 +265,21 @@ class Engine:
                 self._live[trial.number].handed_out = True
                 return trial
         note = f"the {arm.name} arm found no new configuration after {arm.started} trials"
+        if any(not other.exhausted for other in self.arms if other is not arm):
+            note += ": the rest goes to the other arm"
         self._happen(ArmExhausted(arm=arm.name, note=note))
         return None
 
-    def _judge(
+    def judge(
         self, number: int, epoch: int, metrics: Mapping[str, float], diverged: bool
     ) -> RungDecision | None:
+        """What ASHA makes of a trial after an epoch; None where there is no rung."""
         if diverged or epoch >= self.record.trials[number].max_epochs:
             return None
         arm = self._live[number].arm
         return None if arm is None else arm.asha.judge(number, epoch, metrics[self.record.metric])
 
-    def _verdict(
+    def verdict(
         self, trial: TrialRecord, epoch: int, rung: RungDecision | None, diverged: bool
     ) -> tuple[TrialState | None, str]:
         """How the trial ends with this epoch, if it does, and why."""
@@ -281,38 +324,51 @@ class Engine:
             case Suggested():
                 self._apply_suggested(event, suggestion)
                 return
+            case Inherited():
+                self._apply_inherited(event, suggestion)
+                return
             case EpochEnded():
                 arm = self._live[event.trial].arm
+                if arm is not None:
+                    arm.epochs += 1
                 if arm is not None and event.rung is not None:
                     arm.asha.tell(event.trial, event.epoch, event.metrics[self.record.metric])
             case WorkerLost():
                 self._live[event.trial].handed_out = False
             case ArmExhausted():
-                arm = self._arm(event.arm)
+                arm = self.arm(event.arm)
                 if arm is not None:
-                    arm.budget = arm.started
+                    arm.exhausted = True
         self.chronicle.apply(event)
         if isinstance(event, EpochEnded | WorkerLost | Failed):
             self._settle(self.record.trials[event.trial])
 
     def _apply_suggested(self, event: Suggested, suggestion: Suggestion | None) -> None:
-        arm = self._arm(event.arm)
+        arm = self.arm(event.arm)
         self.chronicle.apply(event)
         if event.trial is None:
             if arm is not None:
                 arm.duplicates += 1
             if arm is not None and suggestion is not None and event.duplicate_of is not None:
-                self._tell(arm, suggestion, self.record.trials[event.duplicate_of])
+                self._tell(arm, suggestion, self.record.trial(event.duplicate_of))
             return
         trial = self.record.trials[event.trial]
         self._known[event.key] = trial
         if arm is not None:
-            arm.started, arm.duplicates = arm.started + 1, 0
+            arm.started, arm.running, arm.duplicates = arm.started + 1, arm.running + 1, 0
         self._live[trial.number] = _Live(arm, suggestion, event.key)
 
-    def _repeated(self, event: Suggested, *, strict: bool) -> Suggestion | None:
+    def _apply_inherited(self, event: Inherited, suggestion: Suggestion | None) -> None:
+        self.chronicle.apply(event)
+        trial = self.record.inherited[-1]
+        self._known[event.key] = trial
+        arm = self.arm(event.arm)
+        if arm is not None and suggestion is not None:
+            self._tell(arm, suggestion, trial)
+
+    def _repeated(self, event: Suggested | Inherited, *, strict: bool) -> Suggestion | None:
         """What the study gave for an earlier suggestion; None where the space does not allow it any more."""
-        arm = self._arm(event.arm)
+        arm = self.arm(event.arm)
         if arm is None:
             return None
         try:
@@ -322,7 +378,8 @@ class Engine:
         except ValueError as error:
             if strict:
                 raise DivergenceError(f"the space does not allow this suggestion: {error}") from error
-            arm.study.skip()
+            if isinstance(event, Suggested):
+                arm.study.skip()
             return None
 
     def _settle(self, trial: TrialRecord) -> None:
@@ -330,58 +387,34 @@ class Engine:
         if trial.ended is None:
             return
         live = self._live.pop(trial.number)
+        if live.arm is not None:
+            live.arm.running -= 1
         if live.arm is not None and live.suggestion is not None:
             self._tell(live.arm, live.suggestion, trial)
         if trial.state is TrialState.FAILED and not trial.infeasible:
             # The failure may be the machine's and not the configuration's: it may be suggested again.
             del self._known[live.key]
 
-    def _compare(self, event: Event) -> None:
-        """Raise DivergenceError where an event is not what this engine would have made of it."""
-        match event:
-            case Suggested():
-                configuration = Configuration.from_dict(event.configuration)
-                arm = self._arm(event.arm)
-                if arm is None or (event.trial is not None and arm.spent):
-                    raise DivergenceError(f"the {event.arm} arm has no trial left for this suggestion")
-                if event.key != self._key(configuration):
-                    raise DivergenceError("the configuration now means something else")
-                number = len(self.record.trials) if event.trial is not None else None
-                if event.trial != number:
-                    raise DivergenceError(
-                        f"trial {event.trial} comes after trial {len(self.record.trials) - 1}"
-                    )
-            case EpochEnded():
-                trial = self.record.trials[event.trial]
-                if event.trial not in self._live or event.epoch != len(trial.epochs) + 1:
-                    raise DivergenceError(f"trial {event.trial} has no epoch {event.epoch} here")
-                rung = self._judge(event.trial, event.epoch, event.metrics, event.diverged)
-                if rung != event.rung:
-                    raise DivergenceError(
-                        f"the rung decides otherwise now: {_words(rung)}, not {_words(event.rung)}"
-                    )
-                if self._verdict(trial, event.epoch, rung, event.diverged)[0] != event.ends:
-                    raise DivergenceError(f"trial {event.trial} would not end like this now")
-            case WorkerLost() | Failed():
-                if event.trial not in self._live:
-                    raise DivergenceError(f"trial {event.trial} is not running here")
-
     def _tell(self, arm: SearchArm, suggestion: Suggestion, trial: TrialRecord) -> None:
         arm.study.tell(suggestion, trial, self.record.value(trial), self.record.metric)
 
-    def _arm(self, name: str) -> SearchArm | None:
+    def arm(self, name: str) -> SearchArm | None:
         """The arm, or None where the space has no such arm any more."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
-    def _key(self, configuration: Configuration) -> str:
-        return hashlib.sha256(effective_key(configuration, self.vocabulary).encode()).hexdigest()[:16]
+    def is_open(self, number: int) -> bool:
+        """True for a trial that has not ended."""
+        return number in self._live
+
+    def knows(self, key: str) -> bool:
+        """True where a configuration that is the same in effect was tried, or is."""
+        return key in self._known
+
+    def key_of(self, configuration: Configuration, seed: int | None) -> str:
+        """The same for configurations that are the same in effect, with the same seed."""
+        text = effective_key(configuration, self.vocabulary) + ("" if seed is None else f"/{seed}")
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _switch_name(self, configuration: Configuration) -> str:
         switch = configuration.switch_layer
         return ALL if switch == ALL else self.layer_names[int(switch)]
-
-
-def _words(rung: RungDecision | None) -> str:
-    if rung is None:
-        return "no rung"
-    return f"{'on' if rung.goes_on else 'stop'} at {rung.cutoff:.6g} ({rung.kept} of {rung.seen})"

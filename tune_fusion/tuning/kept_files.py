@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
@@ -13,21 +14,28 @@ _OPEN = (TrialState.RUNNING, TrialState.INTERRUPTED)
 
 
 class FileKeeper:
-    """Deletes an ended trial's checkpoints, and weights but of the best, best fusion and best control."""
+    """Deletes an ended trial's checkpoints, and its weights unless it is among the wanted ones.
 
-    def __init__(self, record: SearchRecord, folder: RunFolder) -> None:
+    `wanted` says which of a record's trials these are, by number; it is asked about those that have ended.
+    """
+
+    def __init__(
+        self, record: SearchRecord, folder: RunFolder, wanted: Callable[[SearchRecord], set[int]]
+    ) -> None:
         self._record = record
         self._folder = folder
+        self._wanted = wanted
 
     def tidy(self) -> None:
         """Delete what no trial needs, such as what a process that was killed has left."""
         unfinished = {trial.number for trial in self._record.trials if trial.state in _OPEN}
-        wanted = unfinished | self._best()
+        kept = unfinished | self._kept()
         for path in self._folder.checkpoints.glob("*"):
             if not path.name.isdigit() or int(path.name) not in unfinished:
                 shutil.rmtree(path, ignore_errors=True)
+        weights = {self._folder.weights(number) for number in kept}
         for path in self._folder.weights(0).parent.glob("*"):
-            if not path.stem.isdigit() or int(path.stem) not in wanted:
+            if path not in weights:
                 path.unlink(missing_ok=True)
 
     def trial_started(self, trial: TrialRecord) -> None:
@@ -37,18 +45,22 @@ class FileKeeper:
         """A running trial keeps its own files."""
 
     def trial_ended(self, trial: TrialRecord) -> None:
-        """Drop the trial's checkpoints, and the weights that are no longer among the best."""
+        """Drop the trial's checkpoints, and weights that are no longer wanted."""
         if trial.state in _OPEN:
             return
         shutil.rmtree(self._folder.checkpoint_folder(trial.number), ignore_errors=True)
-        best = self._best()
-        for other in self._record.trials:
-            if other.state not in _OPEN and other.number not in best:
+        kept = self._kept()
+        for other in self._record.known:
+            if other.state not in _OPEN and other.number not in kept:
                 self._folder.weights(other.number).unlink(missing_ok=True)
 
-    def _best(self) -> set[int]:
+    def _kept(self) -> set[int]:
         # Among the ended only: a better one that still trains may yet diverge.
         ended = [trial for trial in self._record.trials if trial.state not in _OPEN]
-        record = replace(self._record, trials=ended)
-        best = (record.best(), record.best_control(), record.best_fusion())
-        return {trial.number for trial in best if trial is not None}
+        return self._wanted(replace(self._record, trials=ended))
+
+
+def best_trials(record: SearchRecord) -> set[int]:
+    """The best trial, the best fusion and the best single optimizer."""
+    best = (record.best(), record.best_control(), record.best_fusion())
+    return {trial.number for trial in best if trial is not None}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tune_fusion.errors import InputError
-from tune_fusion.events import Session
+from tune_fusion.events import Event, Session
 from tune_fusion.journal import Journal
 from tune_fusion.runs import Past, RunFolder, find_run, read_past
 from tune_fusion.tuning.ownership import owned
@@ -42,16 +42,20 @@ def reopened(output: Path, name: str, option: str = "--resume") -> Iterator[Past
 
 
 @contextmanager
-def opened(folder: RunFolder, session: Session, past: Past | None) -> Iterator[Opened]:
+def opened(
+    folder: RunFolder, session: Session, past: Past | None, inherited: Sequence[Event] = ()
+) -> Iterator[Opened]:
     """The folder of a search with its journal, in which `session` is the newest event.
 
-    That of a new search is made beside its place and renamed: where it exists, its journal has begun.
+    That of a new search is made beside its place and renamed: where it exists, its journal has begun, with
+    the session and what the search has `inherited`.
+
     Raises InputError where the folder cannot be made, or there is no room for it.
     """
     with ExitStack() as stack:
         try:
             if past is None:
-                journal = _begin(folder, session, stack)
+                journal = _begin(folder, [session, *inherited], stack)
             else:
                 journal = Journal(folder.journal, past.lines)
                 journal.append(session)
@@ -64,14 +68,15 @@ def opened(folder: RunFolder, session: Session, past: Past | None) -> Iterator[O
         yield ours
 
 
-def _begin(folder: RunFolder, session: Session, stack: ExitStack) -> Journal:
+def _begin(folder: RunFolder, events: Sequence[Event], stack: ExitStack) -> Journal:
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.path.parent))
     try:
         part.chmod(0o755)
         stack.enter_context(owned(part))
         journal = Journal(part / folder.journal.name)
-        journal.append(session)
+        for event in events:
+            journal.append(event)
         part.rename(folder.path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

@@ -14,8 +14,10 @@ from tune_fusion.events import Session
 from tune_fusion.folders import new_folder
 from tune_fusion.runs import RunFolder, run_folder
 from tune_fusion.tracking.mlflow_logger import check_tracking, redact
+from tune_fusion.tracking.registration import check_name as check_registered_name
 from tune_fusion.tracking.uri import absolute
 from tune_fusion.training.checks import Checked
+from tune_fusion.training.workbench import Workbench
 from tune_fusion.tuning.ownership import owner
 
 
@@ -36,10 +38,16 @@ class Request:
     address: str | None = None
     concurrent: int | None = None
     rehearse: bool = False
+    warm_start: str | None = None
+    """The name of an earlier search, or the id or name of its MLflow run, to start with the results of."""
     resume: str | None = None
     """The name of the search to take up again."""
     force: bool = False
     """Take it up although something has changed."""
+    confirm: bool = False
+    """It will be confirmed: its data need test images."""
+    register: str | None = None
+    """The name to register the confirmed winner's MLflow model by."""
 
 
 def check_name(request: Request, checked: Checked) -> RunFolder:
@@ -78,13 +86,21 @@ def moved_store(request: Request, session: Session) -> list[str]:
     return [f"{session.search} was logged to {session.tracking} so far; all of it goes to {now} as well"]
 
 
+def check_confirmable(request: Request, bench: Workbench) -> None:
+    """InputError where the request's confirmation could not be had, before the search is paid for."""
+    if request.register is not None:
+        check_registered_name(request.register)
+    if request.confirm:
+        bench.count_heldout()
+
+
 def check_store(request: Request) -> None:
     """InputError for a store that cannot be logged to; an offline search does without its answer."""
     check_tracking(request.tracking_uri, offline=request.offline)
 
 
 def later(command: str, request: Request, name: str) -> str:
-    """The command line that goes on with the search `name`: ``search --resume`` or ``sync``."""
+    """The command line that goes on with the search `name`: ``search --resume``, ``confirm``, ``sync``."""
     words = [
         sys.executable,
         "-m",
@@ -94,10 +110,10 @@ def later(command: str, request: Request, name: str) -> str:
     ]
     if request.output != DEFAULT_OUTPUT:
         words += ["--output", str(request.output)]
-    if request.tracking_uri != DEFAULT_TRACKING:
+    if request.tracking_uri != DEFAULT_TRACKING and command != "report":
         words += ["--tracking-uri", redact(request.tracking_uri)]
-    if command == "search" and request.address is not None:
+    if command in ("search", "confirm") and request.address is not None:
         words += ["--address", request.address]
-    if command == "search" and request.concurrent is not None:
+    if command in ("search", "confirm") and request.concurrent is not None:
         words += ["--concurrent", str(request.concurrent)]
     return shlex.join(words)

@@ -13,7 +13,8 @@ from tune_fusion.events import Session, SpaceAsRun
 from tune_fusion.runs import Past
 from tune_fusion.space.document import Document, read_text
 from tune_fusion.space.loading import resolve_space
-from tune_fusion.tuning.engine import DivergenceError, Engine
+from tune_fusion.tuning.engine import Engine
+from tune_fusion.tuning.same_decision import DivergenceError
 
 _AGAIN = (
     "; the trials so far stay as they are: go on with the changes by --force, or put back what has changed"
@@ -79,20 +80,19 @@ def _content(document: Document) -> dict[str, Any]:
     return content | {"search": search}
 
 
-def check_same_search(past: Past, session: Session, *, force: bool) -> list[str]:
-    """What has changed since the newest session, in words; InputError where something has and not `force`."""
+def check_same_search(past: Past, session: Session, *, option: str, force: bool) -> list[str]:
+    """What has changed since the newest session, in words; InputError where something has and not `force`.
+
+    `option` is what was typed to go on with it, such as ``--resume first``; errors start with it.
+    """
     if session.metric != past.session.metric:
         raise InputError(
-            f"--resume {past.folder.name}: search.metric was {past.session.metric} and is {session.metric} "
+            f"{option}: search.metric was {past.session.metric} and is {session.metric} "
             "now: what was decided by the one means nothing for the other; start a new search"
         )
     changes = list(_changes(past.session, session))
     if changes and not force:
-        raise InputError(
-            f"--resume {past.folder.name}: not what it was when it was started:\n"
-            + "\n".join(changes)
-            + _AGAIN
-        )
+        raise InputError(f"{option}: not what it was when it was started:\n" + "\n".join(changes) + _AGAIN)
     planned, now = past.chronicle.record.planned_trials, session.planned_trials
     if now < planned:
         raise InputError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import optuna
@@ -20,13 +21,21 @@ from tune_fusion.space.schema import SearchSpace
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A configuration to try, and the study's own trial behind it."""
+    """A configuration to try."""
 
     configuration: Configuration
     origin: Literal["default", "sampled"]
     parameters: dict[str, Scalar]
     """What the study was asked for, and answered."""
-    trial: optuna.Trial
+    seed: int | None = None
+    """Of weights, order and split; None: the search's own."""
+
+
+@dataclass(frozen=True)
+class _Sampled(Suggestion):
+    """A suggestion with the Optuna trial behind it."""
+
+    trial: optuna.Trial = field(kw_only=True)
 
 
 class Study:
@@ -43,6 +52,7 @@ class Study:
         self._asked = 0
         self._defaults = default_parameters(space, arm)
         self._grid: Iterator[dict[str, Scalar]] | None = None
+        self._repeated: set[str] = set()
         if space.search.sampler == "grid":
             self._defaults = []
             self._grid = iter(grid_parameters(space, arm))
@@ -51,11 +61,11 @@ class Study:
     def ask(self) -> Suggestion | None:
         """The next configuration, or None when a grid has no more."""
         origin: Literal["default", "sampled"] = "sampled"
-        if self._asked < len(self._defaults):
+        if self._defaults:
             origin = "default"
-            self._study.enqueue_trial(self._defaults[self._asked])
+            self._study.enqueue_trial(self._defaults.pop(0))
         elif self._grid is not None:
-            point = next(self._grid, None)
+            point = self._next_point()
             if point is None:
                 return None
             self._study.enqueue_trial(point)
@@ -69,30 +79,41 @@ class Study:
     ) -> Suggestion:
         """What `ask` gave when its answers were `parameters`; the study is then as it was after that.
 
+        It may have been another study that was asked: a default or point of the grid is then asked for no
+        more. What was sampled counts as a suggestion, so that this study draws what that one has not.
         Raises ValueError where the space does not allow these answers (any more), or they would no longer
         mean what they meant in `configuration`; the study is unchanged.
         """
         drawn = draw(self._space, self._arm, _Repeating(parameters))
         _check_meaning(parameters, configuration, drawn)
+        if origin == "default" and dict(parameters) in self._defaults:
+            self._defaults.remove(dict(parameters))
         if self._grid is not None:
-            next(self._grid, None)
+            self._repeated.add(_frozen(parameters))
         self._study.enqueue_trial(dict(parameters))
         return self._ask(optuna.samplers.RandomSampler(), origin)
 
     def skip(self) -> None:
         """Count a suggestion that the space does not allow any more: it teaches nothing."""
-        if self._grid is not None:
-            next(self._grid, None)
+        if self._defaults:
+            self._defaults.pop(0)
+        elif self._grid is not None:
+            self._next_point()
         self._study.sampler = optuna.samplers.RandomSampler()
         self._asked += 1
         self._study.tell(self._study.ask(), state=optuna.trial.TrialState.FAIL)
+
+    def _next_point(self) -> dict[str, Scalar] | None:
+        """The grid's next point that was not repeated; None at its end."""
+        assert self._grid is not None
+        return next((point for point in self._grid if _frozen(point) not in self._repeated), None)
 
     def _ask(self, sampler: optuna.samplers.BaseSampler, origin: Literal["default", "sampled"]) -> Suggestion:
         self._study.sampler = sampler
         self._asked += 1
         trial = self._study.ask()
         configuration = draw(self._space, self._arm, trial)
-        return Suggestion(configuration, origin, dict(trial.params), trial)
+        return _Sampled(configuration, origin, dict(trial.params), trial=trial)
 
     def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
         """Tell how a trial ended, as what it is and at the epoch it reached.
@@ -102,21 +123,19 @@ class Study:
         the epoch they reached before their value, and would take a late divergence for a success. A trial
         that does not fit into memory is infeasible, too. Other failures teach nothing.
         """
+        assert isinstance(suggestion, _Sampled)
+        trial = suggestion.trial
         if record.state is TrialState.COMPLETED and value is not None:
-            self._study.tell(suggestion.trial, value)
+            self._study.tell(trial, value)
             return
         if record.state in (TrialState.STOPPED, TrialState.DIVERGED) or record.infeasible:
             for index, metrics in enumerate(record.epochs):
-                suggestion.trial.report(metrics.get(metric, math.nan), index + 1)
+                trial.report(metrics.get(metric, math.nan), index + 1)
             if record.state is not TrialState.STOPPED:
-                suggestion.trial.set_constraint("loss is finite, model fits", 1.0)
-            self._study.tell(suggestion.trial, state=optuna.trial.TrialState.PRUNED)
+                trial.set_constraint("loss is finite, model fits", 1.0)
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
-        self.forget(suggestion)
-
-    def forget(self, suggestion: Suggestion) -> None:
-        """Drop a suggestion that will not be run and teaches nothing."""
-        self._study.tell(suggestion.trial, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     @property
     def optuna_trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -142,6 +161,10 @@ class _TpeSampler(optuna.samplers.TPESampler):
 
     def _get_params(self, trial: optuna.trial.FrozenTrial, study: optuna.study.Study) -> dict[str, Any]:
         return trial.params
+
+
+def _frozen(parameters: Mapping[str, Scalar]) -> str:
+    return json.dumps(dict(parameters), sort_keys=True)
 
 
 def _check_meaning(parameters: Mapping[str, Scalar], before: Configuration, now: Configuration) -> None:

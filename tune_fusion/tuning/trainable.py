@@ -9,12 +9,13 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
+from safetensors.torch import load_file
 
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.runs import RunFolder
@@ -32,9 +33,10 @@ class TrialPlan:
 
     model: ModelSettings
     data: DataSettings
-    fingerprint: str
-    """Of the driver's images (`ImageData.fingerprint`): those of every worker must have the same."""
     seed: int
+    """Of trials that have none of their own."""
+    fingerprints: Mapping[int, str]
+    """Of the driver's images (`ImageData.fingerprint`), by seed: those of every worker must have the same."""
     threads: int
     """torch threads a trial, as many as it has CPUs."""
     gpu: float
@@ -42,6 +44,8 @@ class TrialPlan:
     direction: str
     run_folder: Path
     """Here trials leave checkpoints, weights and tracebacks; what becomes of them is the driver's to say."""
+    test: bool = False
+    """True where a trial that has ended is measured on the test images, once, at its best epoch."""
 
 
 class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -63,6 +67,10 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Take the next trial; the model, the data and the compiled graph stay."""
         self._number: int = new_config["number"]
         self._configuration = Configuration.from_dict(new_config["configuration"])
+        seed = self._plan.seed if new_config["seed"] is None else new_config["seed"]
+        if seed != self._bench.seed:
+            # Other weights and another split; the images themselves are in the machine's memory by now.
+            self._bench = replace(self._bench, seed=seed)
         self._trainer: Trainer | None = None
         self._epochs: list[dict[str, Any]] = []
         return True
@@ -100,7 +108,7 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _take_up(self) -> Trainer:
         """A trainer that stands where the newest checkpoint of this very trial does, or at the beginning."""
-        ours, theirs = self._bench.data.fingerprint, self._plan.fingerprint
+        ours, theirs = self._bench.data.fingerprint, self._plan.fingerprints[self._bench.seed]
         # Images that only this worker cannot read are no other data where `data.on_corrupt` skips them.
         if ours != theirs and not self._bench.data.skipped:
             raise TuneFusionError(
@@ -125,26 +133,31 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             "configuration": self._configuration.to_dict(),
             "model": self._plan.model.model_dump(),
             "data": self._plan.data.model_dump(),
-            "fingerprint": self._plan.fingerprint,
-            "seed": self._plan.seed,
+            "fingerprint": self._plan.fingerprints[self._bench.seed],
+            "seed": self._bench.seed,
         }
 
     def _run_epoch(self, trainer: Trainer) -> dict[str, Any]:
         result = trainer.run_epoch()
         skipped = len(self._bench.data.skipped)
         counted = {"skipped_images": float(skipped)} if skipped else {}
-        epoch = {
-            "epoch": result.epoch,
-            "metrics": result.metrics | counted,
-            "diverged": result.diverged,
-        }
+        metrics = result.metrics | counted
+        epoch = {"epoch": result.epoch, "metrics": metrics, "diverged": result.diverged}
         if not result.diverged:
             # The weights first: a trial that is continued after this epoch does not write them again.
             if self._is_best(result.metrics):
                 save_weights(weights_of(trainer.model), self._folder.weights(self._number))
             self._epochs.append(epoch)
+        if self._plan.test and (result.diverged or trainer.finished):
+            metrics |= self._test(trainer)
+        if not result.diverged:
             self._save(trainer)
         return epoch
+
+    def _test(self, trainer: Trainer) -> dict[str, float]:
+        """The test metrics of the trial's best epoch; none where no epoch was measured."""
+        weights = self._folder.weights(self._number)
+        return trainer.test(load_file(weights)) if weights.exists() else {}
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         metric, sign = self._plan.metric, 1.0 if self._plan.direction == "max" else -1.0

@@ -1,0 +1,76 @@
+"""``python -m tune_fusion.confirm NAME``: does the best fusion beat the best single optimizer, how surely?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from tune_fusion import commands
+
+_COMMAND = "tune_fusion.confirm"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    started = time.time()
+    parser = commands.Parser(
+        prog=_COMMAND,
+        description="Train a search's best fusions, best single optimizers and untuned defaults again with "
+        "fresh seeds, measure them on the test images, and say what that proves. The same command goes on "
+        "with a confirmation that was interrupted; a larger --seeds or --top extends one.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="the search's name")
+    commands.add_confirmation(parser)
+    commands.add_places(parser)
+    commands.add_cluster(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="go on although code or data have changed since it was begun"
+    )
+    parser.add_argument(
+        "--offline", action="store_true", help="start although the MLflow store does not answer"
+    )
+    return _confirm(parser.parse(arguments), started)
+
+
+def _confirm(options: argparse.Namespace, started: float) -> int:
+    from tune_fusion.tuning.interruption import Interruption
+
+    with Interruption() as interruption:
+        from tune_fusion.reporting.live import Waiting
+        from tune_fusion.reporting.summary import confirmation_summary
+
+        with Waiting("reading the search and the data, starting Ray") as waiting:
+            from tune_fusion.tuning.confirming import Order, run_confirmation
+            from tune_fusion.tuning.preflight import Request
+
+            request = Request(
+                name=options.name,
+                output=options.output,
+                tracking_uri=options.tracking_uri or commands.DEFAULT_TRACKING,
+                tracking_given=options.tracking_uri is not None,
+                offline=options.offline,
+                address=options.address,
+                concurrent=options.concurrent,
+                force=options.force,
+                confirm=True,
+                register=options.register,
+            )
+
+            def ready(changes: list[str]) -> None:
+                waiting.stop()
+                if changes:
+                    print(f"{_COMMAND}: goes on with what has changed:", *changes, sep="\n", file=sys.stderr)
+
+            order = Order(options.top, options.seeds, options.retrain)
+            outcome = run_confirmation(request, order, started, interruption, ready)
+        commands.say(confirmation_summary(outcome.result))
+        for problem in outcome.problems:
+            commands.say(f"{_COMMAND}: {problem}", sys.stderr)
+        return interruption.exit_code if interruption.signalled else outcome.exit_code
+
+
+if __name__ == "__main__":
+    commands.run(_COMMAND, main)

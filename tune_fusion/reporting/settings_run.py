@@ -1,0 +1,32 @@
+"""What a report needs of a space file as run: its rungs and its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tune_fusion.events import Session
+from tune_fusion.records import SearchRecord
+from tune_fusion.space.settings import AshaSettings, rung_epochs
+
+
+def rungs(record: SearchRecord, session: Session) -> tuple[int, ...]:
+    """The epochs at which ASHA compares trials, ascending; none where it is off or no trial has started."""
+    if _section(session, "search").get("scheduler", "asha") != "asha":
+        return ()
+    settings = AshaSettings(**_section(session, "asha"))
+    last = max((trial.max_epochs for trial in record.trials), default=0)
+    return rung_epochs(settings, last)
+
+
+def seed(session: Session) -> int:
+    """The search's own seed."""
+    return int(_section(session, "search").get("seed", 0))
+
+
+def _section(session: Session, name: str) -> Mapping[str, Any]:
+    content = YAML(typ="safe", pure=True).load(session.space.text) or {}
+    section: Mapping[str, Any] = content.get(name) or {}
+    return section

@@ -1,0 +1,74 @@
+"""Words for numbers: differences, intervals, p-values, and the sentence that answers a search."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_fusion.reporting.statistics import FEWEST_SEEDS, MOST_SEEDS
+
+if TYPE_CHECKING:
+    from tune_fusion.reporting.answer import Comparison
+
+METRIC_WORDS = {"test_accuracy": "test accuracy", "test_loss": "test loss", "test_macro_f1": "test macro-F1"}
+
+
+def difference_text(comparison: Comparison) -> str:
+    """``+0.42 points [+0.10, +0.74]`` of accuracy and F1, ``-0.0123 nats [...]`` of a loss."""
+    unit, decimals, scale = ("nats", 4, 1) if "loss" in comparison.metric else ("points", 2, 100)
+    text = f"{scale * comparison.mean:+.{decimals}f} {unit}"
+    if comparison.low is None or comparison.high is None:
+        return text
+    return f"{text} [{scale * comparison.low:+.{decimals}f}, {scale * comparison.high:+.{decimals}f}]"
+
+
+def p_text(p: float) -> str:
+    """``0.062``, ``0.0002``, ``< 0.0001``."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def sentence_of(
+    comparison: Comparison | None, fusion: str | None, control: str | None, *, fusions: bool
+) -> str:
+    """The answer in one sentence.
+
+    `fusion` and `control` are the labels of the best of each kind, None where no run of the kind could be
+    measured; `comparison` is theirs on the test metric of the search's kind, None where no seed has both.
+    """
+    one = "fusion" if fusions else "searched optimizer"
+    other = "single optimizer" if fusions else "control"
+    if fusion is None or control is None:
+        missing = " and no ".join(kind for kind, label in ((one, fusion), (other, control)) if label is None)
+        return f"Nothing can be said: no {missing} was confirmed on the test images."
+    best_one, best_other = f"the best {one} ({fusion})", f"the best {other} ({control})"
+    if comparison is None:
+        return f"Nothing can be said of {best_one} and {best_other}: they share no measured seed."
+    evidence = f"{METRIC_WORDS[comparison.metric]} {difference_text(comparison)}, {_basis(comparison)}"
+    if comparison.verdict == "wins":
+        return f"On the test images {best_one} wins over {best_other}: {evidence}."
+    if comparison.verdict == "loses":
+        return f"On the test images {best_one} loses to {best_other}: {evidence}."
+    return (
+        f"On the test images no difference can be told between {best_one} and {best_other}: {evidence}; "
+        f"{_more_seeds(comparison)}."
+    )
+
+
+def _basis(comparison: Comparison) -> str:
+    """What the numbers rest on."""
+    n = len(comparison.differences)
+    if n == 1:
+        return "one paired seed and therefore no interval"
+    lowest = ", the lowest that so few seeds can give" if comparison.p_value <= comparison.smallest_p else ""
+    return f"95 % interval of {n} paired seeds, permutation p = {p_text(comparison.p_value)}{lowest}"
+
+
+def _more_seeds(comparison: Comparison) -> str:
+    n = len(comparison.differences)
+    if n == 1:
+        return f"at least {FEWEST_SEEDS} seeds are needed to tell one"
+    few = f"fewer than {FEWEST_SEEDS} seeds decide nothing, and " if n < FEWEST_SEEDS else ""
+    if comparison.mean == 0:
+        return f"{few}no number of seeds tells a difference of zero"
+    if comparison.seeds_needed is None:
+        return f"{few}even {MOST_SEEDS:,} seeds would hardly tell a difference of this size"
+    return f"{few}about {comparison.seeds_needed} seeds in all would tell a difference of this size"
