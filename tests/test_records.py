@@ -156,3 +156,12 @@ def test_jsonable_by_example():
         "deep": [{"x": None}],
         "none": None,
     }
+
+
+def test_what_each_arm_has_spent():
+    record = make_search(
+        make_trial(0, [0.1, 0.2]), make_single(1, [0.3]), make_trial(2, []), inherited=[make_trial(-1, [0.9])]
+    )
+    assert record.arms() == {"fusion": (2, 2), "control": (1, 1)}
+    assert list(record.arms()) == ["fusion", "control"]
+    assert make_search().arms() == {}

@@ -105,6 +105,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> str:
+    """An argument that must be a number from 0 to below 1, as YAML reads it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"needs a number from 0 to below 1, got {text!r}")
+    return repr(value)
+
+
 def fraction_of_gpus(text: str) -> float:
     """An argument that must be a number of GPUs from 0, possibly a fraction of one."""
     try:

@@ -141,6 +141,14 @@ class SearchRecord:
         counted = Counter(trial.state for trial in self.trials)
         return {state.value: counted[state] for state in TrialState if counted[state]}
 
+    def arms(self) -> dict[str, tuple[int, int]]:
+        """For each arm that has run anything: its trials, and the epochs they have trained."""
+        totals: dict[str, tuple[int, int]] = {}
+        for trial in self.trials:
+            trials, epochs = totals.get(trial.arm, (0, 0))
+            totals[trial.arm] = trials + 1, epochs + len(trial.epochs)
+        return dict(sorted(totals.items(), reverse=True))
+
     def value(self, trial: TrialRecord) -> float | None:
         """The best value of the search's metric that the trial reached."""
         best = trial.best_epoch(self.metric, self.direction)

@@ -77,6 +77,7 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument(
         "--control-share",
+        type=commands.share,
         metavar="F",
         help="part of the training epochs that goes to the single optimizers (search.control_share)",
     )

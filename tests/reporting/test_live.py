@@ -99,7 +99,7 @@ def test_a_loss_is_best_where_it_is_lowest():
         ("2", "1.0000"),
         ("0", "2.0000"),
     ]
-    assert "best so far: trial 1, val_loss 0.5000" in status_lines(search, 2000.0)[1].plain
+    assert "best so far: trial 1, val_loss 0.5000" in status_lines(search, 2000.0)[2].plain
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
@@ -129,13 +129,14 @@ def test_the_lines_below_the_table():
     now = 1100.0
     lines = [line.plain for line in status_lines(make_search(*ONE_OF_EACH), now)]
     assert lines[0] == ("1 running, 1 completed, 1 stopped, 1 diverged, 1 failed, 1 interrupted of 8")
-    assert lines[1] == (
+    assert lines[1] == "fusion: 6 trials, 6 epochs, best 0.6000"
+    assert lines[2] == (
         "best so far: trial 5, val_accuracy 0.6000: switch 1 conv2 | low adam lr 1.2e-03 | "
         "high sgd lr 3.0e-02"
     )
     # Four trials have ended in the 100 s since the first started; the interrupted one is among those left.
     ends = time.strftime("%H:%M:%S", time.localtime(now + 100))
-    assert lines[2] == f"elapsed 1:50, about 1:40 left, ends near {ends}"
+    assert lines[3] == f"elapsed 1:50, about 1:40 left, ends near {ends}"
 
 
 def test_the_lines_of_a_search_without_a_result():
@@ -144,7 +145,7 @@ def test_the_lines_of_a_search_without_a_result():
         "elapsed 0:01",
     ]
     single = make_search(make_single(0, [0.5]))
-    assert status_lines(single, 1000.0)[1].plain.endswith("switch all | low adam lr 1.0e-03")
+    assert status_lines(single, 1000.0)[2].plain.endswith("switch all | low adam lr 1.0e-03")
 
 
 def test_time_in_which_the_search_did_not_run_does_not_count():
@@ -193,7 +194,7 @@ def test_the_live_table_fits_the_height_of_the_terminal(height):
     with LiveTable(search, output):
         pass
     rows = re.findall(r"completed +│", output.file.getvalue().rsplit("┏", 1)[1])
-    assert len(rows) == max(4, height - 11)
+    assert len(rows) == max(4, height - 12)
 
 
 def test_plain_progress_prints_one_line_for_each_trial_that_ends(capsys):

@@ -29,11 +29,12 @@ def starting(lines, words):
 def test_a_fusion_that_wins():
     lines = lines_of(make_search(CONTROL, FUSION))
     assert lines[:2] == ["", "made completed: 2 completed of 8 trials in 62 s, 2 epochs"]
-    assert lines[2] == (
+    assert lines[2] == "fusion: 1 trial, 1 epoch, best 0.9000; control: 1 trial, 1 epoch, best 0.8000"
+    assert lines[3] == (
         "best configuration       val_accuracy 0.9000  trial 1, epoch 1/10: switch 1 conv2 | "
         "low adam lr 1.2e-03 | high sgd lr 3.0e-02"
     )
-    assert lines[3] == (
+    assert lines[4] == (
         "best single optimizer    val_accuracy 0.8000  trial 0, epoch 1/10: switch all | low adam lr 1.0e-03"
     )
     assert starting(lines, "best fusion") == [
@@ -69,7 +70,7 @@ def test_only_a_share_of_images_has_that_noise(metric):
 @pytest.mark.parametrize("trial", [FUSION, CONTROL], ids=["no control", "no fusion"])
 def test_nothing_is_compared_where_one_side_is_missing(trial):
     lines = lines_of(make_search(trial))
-    assert "best configuration" in lines[2]
+    assert "best configuration" in lines[3]
     assert not any("minus" in line for line in lines)
     assert bool(starting(lines, "best single optimizer")) == trial.single
     assert starting(lines, "best fusion") == []
@@ -93,7 +94,7 @@ def test_trials_that_ended_without_a_value_are_counted_alone():
     )
     lines = lines_of(search, "failed")
     assert lines[1] == "made failed: 1 failed, 1 interrupted of 2 trials in 62 s, 0 epochs"
-    assert lines[2] == ""
+    assert lines[2:4] == ["fusion: 2 trials, 0 epochs", ""]
 
 
 def test_what_another_search_ran_is_named_as_its():
@@ -109,8 +110,8 @@ def test_duplicates_notes_the_defaults_and_the_address_are_told():
     defaults = [make_single(3, [0.6], origin="default"), make_trial(4, [0.7], origin="default")]
     search = make_search(CONTROL, FUSION, *defaults, duplicates=3, notes=["the grid ended", "and more"])
     lines = lines_of(search, url="http://host/#/experiments/1")
-    assert lines[2] == "3 suggestions equal in effect to earlier trials were not run again"
-    assert lines[3:5] == ["note: the grid ended", "note: and more"]
+    assert lines[3] == "3 suggestions equal in effect to earlier trials were not run again"
+    assert lines[4:6] == ["note: the grid ended", "note: and more"]
     (fusion,), (single,) = starting(lines, "untuned fusion"), starting(lines, "untuned single")
     assert "val_accuracy 0.7000  trial 4" in fusion
     assert "val_accuracy 0.6000  trial 3" in single

@@ -16,7 +16,7 @@ from tune_fusion.commands import say
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 
 # Lines of the terminal that the table may not use: its frame and header, and what stands below it.
-_RESERVED_LINES = 11
+_RESERVED_LINES = 12
 # The table's columns with the characters each needs at least, and the widths of terminal from which the
 # rates, and then some air, fit in.
 _COLUMNS = {
@@ -219,10 +219,12 @@ def _setting(name: str, value: Any) -> str:
 
 
 def status_lines(record: SearchRecord, now: float) -> list[Text]:
-    """Counts by state, the best so far, time elapsed and the estimated end."""
+    """Counts by state, the arms, the best so far, time elapsed and the estimated end."""
     counts = ", ".join(f"{count} {state}" for state, count in record.counts().items()) or "starting"
     best = record.best()
     lines = [Text(f"{counts} of {record.planned_trials}")]
+    if record.trials:
+        lines.append(Text(arms_text(record)))
     if best is not None:
         value = trial_cells(record, best)["best"]
         text = f"best so far: {best.title}, {record.metric} {value}: {trial_text(record, best)}"
@@ -236,6 +238,18 @@ def status_lines(record: SearchRecord, now: float) -> list[Text]:
     )
     lines.append(Text(f"elapsed {_duration(elapsed)}{end}", style="dim"))
     return lines
+
+
+def arms_text(record: SearchRecord) -> str:
+    """What each arm has spent and reached: ``fusion: 12 trials, 40 epochs, best 0.9814; control: ...``."""
+    parts = []
+    for arm, (trials, epochs) in record.arms().items():
+        best = record.best(arm=arm)
+        reached = "" if best is None else f", best {record.value(best):.4f}"
+        parts.append(
+            f"{arm}: {trials} trial{'s' * (trials != 1)}, {epochs} epoch{'s' * (epochs != 1)}{reached}"
+        )
+    return "; ".join(parts)
 
 
 def estimated_seconds_left(record: SearchRecord, now: float) -> float | None:

@@ -104,6 +104,9 @@ def result(record: SearchRecord, status: str, facts: Mapping[str, Any]) -> dict[
         "trials": len(record.trials),
         "planned_trials": record.planned_trials,
         "counts": record.counts(),
+        "arms": {
+            arm: {"trials": trials, "epochs": epochs} for arm, (trials, epochs) in record.arms().items()
+        },
         "duplicates": record.duplicates,
         "notes": record.notes,
         "epochs": sum(len(trial.epochs) for trial in record.trials),

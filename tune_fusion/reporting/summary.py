@@ -8,7 +8,7 @@ from typing import Any
 
 from tune_fusion.records import SearchRecord, TrialRecord
 from tune_fusion.reporting.answer import TEST_METRICS, Answer, Finalist, matching_test_metric
-from tune_fusion.reporting.live import trial_cells, trial_text
+from tune_fusion.reporting.live import arms_text, trial_cells, trial_text
 
 
 def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
@@ -16,6 +16,8 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
     spent = f"{result['wall_seconds']:.0f} s, {result['epochs']} epochs"
     counts = ", ".join(f"{count} {state}" for state, count in record.counts().items()) or "no trial"
     lines = ["", f"{record.name} {result['status']}: {counts} of {record.planned_trials} trials in {spent}"]
+    if record.trials:
+        lines.append(arms_text(record))
     if record.inherited:
         lines.append(f"known from the start: {len(record.inherited)} trials of {_sources(record)}")
     if record.duplicates:

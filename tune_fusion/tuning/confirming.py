@@ -18,7 +18,7 @@ from tune_fusion.records import SearchRecord, TrialRecord
 from tune_fusion.reporting.answer import Answer, answer
 from tune_fusion.reporting.page import write_report
 from tune_fusion.reporting.results import read_json, write_json, write_trials
-from tune_fusion.runs import Past, read_past
+from tune_fusion.runs import Past, RunFolder, read_past
 from tune_fusion.tracking.mlflow_logger import BestModel
 from tune_fusion.tracking.registration import log_model
 from tune_fusion.training.checks import Checked, check_space, prove
@@ -134,6 +134,10 @@ class _Confirmation(Running):
     @property
     def _parent_run(self) -> str | None:
         return own_run(self.search.chronicle, self._request.tracking_uri)
+
+    @property
+    def _reported_in(self) -> RunFolder:
+        return self.search.folder
 
     @property
     def _session(self) -> Session:

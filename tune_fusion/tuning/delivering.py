@@ -23,6 +23,7 @@ def deliver_rest(past: Past, uri: str, later: str, parent_run: str | None = None
     """
     chronicle, folder = past.chronicle, past.folder
     journal = Journal(folder.journal, past.lines)
+    reported_in = RunFolder(folder.path.parent) if folder.answer.exists() else folder
     try:
         return sync(
             uri,
@@ -35,17 +36,17 @@ def deliver_rest(past: Past, uri: str, later: str, parent_run: str | None = None
             acknowledge=acknowledgement(journal) if _is_own(chronicle, uri) else lambda news: None,
             files=[path for path in (folder.space, folder.layers) if path.exists()],
             parent_run=parent_run,
-            artifacts=result_files(folder),
-            figures=figure_files(folder),
+            artifacts=result_files(folder, reported_in),
+            figures=figure_files(reported_in),
             best=best_model(folder, chronicle.record.best()) if past.complete else None,
         )
     finally:
         journal.close()
 
 
-def result_files(folder: RunFolder) -> list[Path]:
+def result_files(folder: RunFolder, reported_in: RunFolder) -> list[Path]:
     """What a search or a confirmation leaves for people, as far as it is there."""
-    named = (folder.result, folder.answer, folder.trials, folder.report)
+    named = (folder.result, folder.answer, folder.trials, reported_in.report)
     return [path for path in named if path.exists()]
 
 

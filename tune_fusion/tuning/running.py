@@ -129,6 +129,11 @@ class Running(ABC):
         return None
 
     @property
+    def _reported_in(self) -> RunFolder:
+        """Where the report lies."""
+        return self._folder
+
+    @property
     def _record(self) -> SearchRecord:
         return self.engine.record
 
@@ -155,8 +160,8 @@ class Running(ABC):
             problems += self._reported(content)
         logger.search_ended(
             ending.status,
-            artifacts=result_files(self._folder),
-            figures=figure_files(self._folder),
+            artifacts=result_files(self._folder, self._reported_in),
+            figures=figure_files(self._reported_in),
             best=best,
         )
         problems += logger.close(hurried=lambda: self._interruption.signalled)
