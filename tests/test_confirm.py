@@ -172,7 +172,7 @@ def test_mlflow_holds_it_as_nested_runs_of_the_searchs_run(confirmed):
     logged = [value for (value,) in query(place, named)]
     assert logged == sorted(trial.epochs[-1]["test_accuracy"] for trial in record(place).trials)
     stored = {path.name for path in (place / "mlartifacts").rglob(f"{own}/artifacts/*")}
-    assert {"confirmation.json", "trials.csv"} <= stored
+    assert {"confirmation.json", "trials.csv", "report.html", "figures"} <= stored
     assert content["mlflow"]["model"].startswith("models:/")
 
 
@@ -190,6 +190,21 @@ def test_a_complete_confirmation_is_left_alone(confirmed, searches):
     assert "first confirmation is complete already: --seeds N or --top K extends it" in again
     assert out[out.index("first confirmation completed") :] in again
     assert (folder_of(place) / "journal.jsonl").read_bytes() == before
+
+
+def test_sync_brings_it_to_another_store_nested_as_well(confirmed, searches, tmp_path):
+    place = tmp_path / "place"
+    shutil.copytree(confirmed[0] / "runs", place / "runs")
+    store = f"sqlite:///{place / 'mlflow.db'}"
+    code, _, err = searches.run(place, "first", "--tracking-uri", store, command="sync")
+    assert (code, err) == (0, "")
+    ids = dict(query(place, "select name, run_uuid from runs"))
+    parents = dict(query(place, "select run_uuid, value from tags where key = 'mlflow.parentRunId'"))
+    assert parents[ids["first confirmation"]] == ids["first"]
+    runs = len(record(confirmed[0]).trials)
+    assert list(parents.values()).count(ids["first confirmation"]) == runs
+    (stored,) = (place / "mlartifacts").rglob(f"{ids['first confirmation']}/artifacts/report.html")
+    assert confirmed[2]["answer"]["sentence"] in stored.read_text()
 
 
 def test_a_killed_confirmation_goes_on_and_ends_the_same(confirmed, searched, searches, tmp_path):
@@ -255,6 +270,26 @@ def test_a_space_or_data_that_are_not_the_searchs_are_refused(searched, searches
     assert code == 2
     assert f"{as_run}: is not the space that the search was run with" in err
     assert not folder_of(place).exists()
+
+
+def test_a_search_that_is_to_be_confirmed_is_confirmed(searches, tmp_path):
+    words = ["--space", "digits", "--name", "first", "--trials", 2, "--epochs", 1, *QUICK, "--confirm"]
+    options = ["--top", 1, "--seeds", 2, "--output", "results", "--set", "space.controls=[adam]"]
+    code, out, err = searches.run(tmp_path, *words, *options)
+    assert (code, err) == (0, "")
+    search, _, confirmation = out.partition("first completed: ")[2].partition(
+        "first confirmation completed: "
+    )
+    assert search.startswith("2 completed of 2 trials")
+    assert confirmation.startswith("4 completed of 2 finalists x 2 seeds")
+    assert "fewer than 5 seeds decide nothing" in confirmation
+    content = json.loads((tmp_path / "results/first/confirmation/confirmation.json").read_text())
+    assert content["seeds"] == [1, 2]
+
+
+def test_what_belongs_to_a_confirmation_needs_one(searches, tmp_path):
+    code, _, err = searches.run(tmp_path, "--space", "digits", "--seeds", 2)
+    assert (code, err) == (2, "tune_fusion.search: --seeds goes with --confirm only\n")
 
 
 _WATCH = """

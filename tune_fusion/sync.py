@@ -26,7 +26,7 @@ def _sync(options: argparse.Namespace) -> int:
     from tune_fusion.errors import TuneFusionError
     from tune_fusion.runs import read_past
     from tune_fusion.tracking.mlflow_logger import check_tracking
-    from tune_fusion.tuning.delivering import deliver_rest, own_run
+    from tune_fusion.tuning.delivering import deliver_rest
     from tune_fusion.tuning.opening import reopened
     from tune_fusion.tuning.preflight import Request, as_before, later
 
@@ -42,11 +42,8 @@ def _sync(options: argparse.Namespace) -> int:
         again = later("sync", request, options.name)
         done = [deliver_rest(past, request.tracking_uri, again)]
         if past.folder.confirmation.journal.is_file():
-            # Read again: what was just delivered stands in the journal by now.
-            parent = own_run(read_past(past.folder).chronicle, request.tracking_uri)
-            done.append(
-                deliver_rest(read_past(past.folder.confirmation), request.tracking_uri, again, parent)
-            )
+            confirmation = read_past(past.folder.confirmation)
+            done.append(deliver_rest(confirmation, request.tracking_uri, again, done[0].run_id))
     problems = [problem for synced in done for problem in synced.problems]
     if problems:
         raise TuneFusionError("\n".join(problems))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,8 @@ class Synced:
     """Epochs of trials that the store now holds more than before."""
     problems: list[str]
     """What could not be delivered, one sentence a problem; empty: the store holds everything."""
+    run_id: str | None = field(default=None, compare=False)
+    """MLflow's id of the search's own run; None where the store has not given one."""
 
 
 def sync(
@@ -68,4 +70,4 @@ def sync(
     epochs = sum(
         now[run].epochs - (before[run].epochs if run in before else 0) for run in changed if run != PARENT
     )
-    return Synced(len(changed), epochs, problems)
+    return Synced(len(changed), epochs, problems, logger.run_id)
