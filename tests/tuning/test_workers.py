@@ -38,8 +38,8 @@ def do(place, trial):
     elif what == "eat":
         Path(os.environ["TABLE"]).touch()
         food = []
-        while len(food) < 80:
-            food.append(bytearray(os.urandom(1) * 50 * 2**20))
+        while len(food) < 100:
+            food.append(bytearray(os.urandom(1) * 100 * 2**20))
             time.sleep(0.1)
     else:
         os.kill(os.getpid(), signal.Signals[what])
@@ -185,8 +185,8 @@ def test_a_search_survives_that_its_workers_run_out_of_memory(tuned, tmp_path):
     from ray._common.utils import get_system_memory
     from ray._private.utils import get_used_memory
 
-    # Room for Ray itself, but not for the trial's meal.
-    threshold = (get_used_memory() + 1500 * 2**20) / get_system_memory()
+    # Room for Ray itself and for what other tests may start meanwhile, but not for the trial's meal.
+    threshold = (get_used_memory() + 5 * 2**30) / get_system_memory()
     events = tuned(
         "step eat",
         RAY_memory_usage_threshold=str(threshold),
