@@ -1,6 +1,7 @@
 """Searches as processes, for the tests that start, watch, kill and resume them."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -94,8 +95,9 @@ def trial_workers(process):
     found = []
     for child in descendants(process):
         try:
-            # Ray names an actor's process after its class: here the one that `tune.with_resources` makes.
-            if "ResourceTrainable" in " ".join(child.cmdline()):
+            # Ray names an actor's process after what it does, by the class that `tune.with_resources` makes,
+            # and while it does nothing after its own.
+            if re.search("ray::(ResourceTrainable|FusionTrial)", " ".join(child.cmdline())):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
