@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_places(parser)
     commands.add_cluster(parser)
     parser.add_argument(
-        "--force", action="store_true", help="go on although code or data have changed since it was begun"
+        "--force", action="store_true", help="go on although the code has changed since it was begun"
     )
     parser.add_argument(
         "--offline", action="store_true", help="start although the MLflow store does not answer"
@@ -57,6 +57,7 @@ def _confirm(options: argparse.Namespace, started: float) -> int:
                 force=options.force,
                 confirm=True,
                 register=options.register,
+                words=_words(options),
             )
 
             def ready(changes: list[str]) -> None:
@@ -70,6 +71,12 @@ def _confirm(options: argparse.Namespace, started: float) -> int:
         for problem in outcome.problems:
             commands.say(f"{_COMMAND}: {problem}", sys.stderr)
         return interruption.exit_code if interruption.signalled else outcome.exit_code
+
+
+def _words(options: argparse.Namespace) -> tuple[str, ...]:
+    """What must be said again when it goes on; finalists and seeds stand in its journal."""
+    register = () if options.register is None else ("--register", options.register)
+    return (*(["--retrain"] if options.retrain else []), *register)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ class Session(_Event):
     """Of a confirmation: the search's trials that it trains again, by number."""
     seeds: tuple[int, ...] = ()
     """Of a confirmation: the fresh seeds."""
+    test: str = ""
+    """Of a confirmation: the fingerprint of the test images."""
 
 
 class Suggested(_Event):

@@ -164,15 +164,21 @@ def _confirmation(options: argparse.Namespace, name: str) -> list[str]:
     named = {
         "--output": options.output,
         "--tracking-uri": options.tracking_uri,
-        "--top": options.top,
-        "--seeds": options.seeds,
-        "--register": options.register,
         "--address": options.address,
         "--concurrent": options.concurrent,
     }
-    flags = [f"--{flag}" for flag in ("retrain", "offline") if getattr(options, flag)]
     words = [word for key, value in named.items() if value is not None for word in (key, str(value))]
-    return [name, *words, *flags]
+    offline = ["--offline"] if options.offline else []
+    return [name, *words, *offline, *_confirmation_words(options)[1:]]
+
+
+def _confirmation_words(options: argparse.Namespace) -> tuple[str, ...]:
+    """How the confirmation was asked for, beginning with ``--confirm``; empty where it was not."""
+    if not options.confirm:
+        return ()
+    named = {"--top": options.top, "--seeds": options.seeds, "--register": options.register}
+    words = [word for key, value in named.items() if value is not None for word in (key, str(value))]
+    return ("--confirm", *words, *(["--retrain"] if options.retrain else []))
 
 
 def _outcome(options: argparse.Namespace, started: float, interruption: Interruption) -> Outcome:
@@ -198,6 +204,7 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
             force=options.force,
             confirm=options.confirm,
             register=options.register,
+            words=_confirmation_words(options),
         )
         finished = revisit(request, options.trials)
         if finished is not None:

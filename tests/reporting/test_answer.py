@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -82,8 +84,52 @@ def test_a_loss_is_chosen_small_and_compared_first():
     assert "test loss -0.1000 nats" in found.sentence
 
 
-def test_ties_go_to_the_earlier_trial():
-    assert answered(make_finalist(4, [0.7] * 5), make_finalist(3, [0.7] * 5)).fusion == 3
+def test_ties_go_to_the_finalist_that_is_named_first():
+    # Inherited trials have negative numbers, the first of them -1: numbers do not say who is the earlier one.
+    assert answered(make_finalist(-1, [0.7] * 5), make_finalist(-2, [0.7] * 5)).fusion == -1
+    assert answered(make_finalist(3, [0.7] * 5), make_finalist(4, [0.7] * 5)).fusion == 3
+
+
+def test_what_could_not_be_tested_does_not_choose():
+    half = make_finalist(0, [0.95, 0.95, 0.95, 0.95, None], single=True)
+    runs = tuple(replace(run, values=dict(run.values) | {"val_accuracy": 0.1}) for run in half.runs[4:])
+    half = replace(half, runs=(*half.runs[:4], *runs))
+    other = make_finalist(1, [0.85, 0.85, 0.85, 0.85, None], single=True)
+    assert answered(half, other, make_finalist(2, [0.7] * 5)).control == 0
+
+
+def test_there_is_no_verdict_while_a_better_one_was_left_out():
+    lucky = make_finalist(0, [0.95, 0.95, 0.95, 0.95, None], single=True, label="sgd")
+    whole = make_finalist(1, [0.6] * 5, single=True, label="adam")
+    found = answered(make_finalist(2, [0.9] * 5), lucky, whole)
+    assert found.control == 1
+    assert {comparison.verdict for comparison in found.comparisons} == {"open"}
+    assert found.sentence.startswith(
+        "No verdict yet, as sgd (trial 0) looks better on the seeds that it has; "
+    )
+    worse = make_finalist(0, [0.5, 0.5, 0.5, 0.5, None], single=True, label="sgd")
+    assert answered(make_finalist(2, [0.9] * 5), worse, whole).comparisons[0].verdict == "wins"
+
+
+def test_there_is_no_verdict_while_runs_are_missing():
+    found = answered(make_finalist(0, [0.9] * 5), make_finalist(1, [0.6] * 5, single=True), complete=False)
+    assert found.comparisons[0].verdict == "open"
+    assert found.sentence.startswith("No verdict yet, as runs are missing; so far the best fusion ")
+
+
+def test_a_verdict_needs_both_the_interval_and_the_permutation_test():
+    fusion = make_finalist(0, [0.6, 0.6, 0.6, 0.6, 0.499])
+    control = make_finalist(1, [0.5] * 5, single=True)
+    comparison = answered(fusion, control).comparisons[0]
+    assert comparison.p_value > comparison.smallest_p
+    assert comparison.verdict == "open"
+
+
+def test_the_noise_of_the_test_images_is_told():
+    found = answered(make_finalist(0, [0.9] * 5), make_finalist(1, [0.6] * 5, single=True))
+    expected = 196 * math.sqrt((0.9 * 0.1 + 0.6 * 0.4) / found.test_images)
+    assert f"on these {found.test_images} test images" in found.notes[-1]
+    assert f"±{expected:.2f} points" in found.notes[-1]
 
 
 def test_without_fusions_the_arms_are_compared():
@@ -107,9 +153,10 @@ def test_a_finalist_that_lost_a_seed_is_left_out_while_another_has_all():
     control = make_finalist(2, [0.7] * 5, single=True)
     found = answered(lucky, whole, control)
     assert found.fusion == 1
-    assert found.notes == (
+    assert found.notes[:2] == (
         "adam|sgd @3 (trial 0) was left out of the choice: "
         "only 4 of its 5 seeds were measured, others have 5",
+        "adam|sgd @3 (trial 0): 1 of 5 runs diverged; what was measured of them is their best epoch before",
     )
 
 

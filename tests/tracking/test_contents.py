@@ -49,7 +49,7 @@ def test_the_result_of_a_search_has_another_step_as_soon_as_anything_happened(
     record: SearchRecord, add_trial: Callable[..., TrialRecord]
 ) -> None:
     def result() -> tuple[set[int], dict[str, float]]:
-        points = search_ended(record, "interrupted", [], []).points
+        points = search_ended(record, "interrupted", [], [], record.best()).points
         return {point.step for point in points}, {point.key: point.value for point in points}
 
     seen: dict[int, dict[str, float]] = {}

@@ -53,7 +53,7 @@ def confirmation_summary(result: Mapping[str, Any]) -> str:
         "",
         f"{result['name']} {result['status']}: {counts} of {len(answer.finalists)} finalists x "
         f"{len(result['seeds'])} seeds in {result['wall_seconds']:.0f} s, {result['epochs']} epochs; "
-        f"{answer.test_images} test images, read once a run",
+        f"{answer.test_images} test images, measured once a run",
         "",
         *_confirmed_table(answer),
         "",
@@ -63,7 +63,7 @@ def confirmation_summary(result: Mapping[str, Any]) -> str:
         "",
         *(f"{label:<11}{path}" for label, path in result["paths"].items()),
     ]
-    if result["status"] == "completed":
+    if "model" in result["paths"]:
         lines.append(f"load it    tune_fusion.load_model({result['paths']['model']!r})")
         if "model" in result["mlflow"]:
             lines.append(f"           mlflow.pyfunc.load_model({result['mlflow']['model']!r})")

@@ -27,12 +27,18 @@ def p_text(p: float) -> str:
 
 
 def sentence_of(
-    comparison: Comparison | None, fusion: str | None, control: str | None, *, fusions: bool
+    comparison: Comparison | None,
+    fusion: str | None,
+    control: str | None,
+    *,
+    fusions: bool,
+    hindrance: str = "",
 ) -> str:
     """The answer in one sentence.
 
     `fusion` and `control` are the labels of the best of each kind, None where no run of the kind could be
     measured; `comparison` is theirs on the test metric of the search's kind, None where no seed has both.
+    `hindrance` says why there can be no verdict yet.
     """
     one = "fusion" if fusions else "searched optimizer"
     other = "single optimizer" if fusions else "control"
@@ -43,6 +49,8 @@ def sentence_of(
     if comparison is None:
         return f"Nothing can be said of {best_one} and {best_other}: they share no measured seed."
     evidence = f"{METRIC_WORDS[comparison.metric]} {difference_text(comparison)}, {_basis(comparison)}"
+    if hindrance:
+        return f"No verdict yet, as {hindrance}; so far {best_one} against {best_other}: {evidence}."
     if comparison.verdict == "wins":
         return f"On the test images {best_one} wins over {best_other}: {evidence}."
     if comparison.verdict == "loses":

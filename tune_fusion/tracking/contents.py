@@ -61,7 +61,13 @@ def search_resumed(record: SearchRecord, tags: Mapping[str, str]) -> Change:
     return Change(PARENT, tags=_search_tags(record, tags), reopen=True)
 
 
-def search_ended(record: SearchRecord, status: str, files: Sequence[Path], figures: Sequence[Path]) -> Change:
+def search_ended(
+    record: SearchRecord,
+    status: str,
+    files: Sequence[Path],
+    figures: Sequence[Path],
+    winner: TrialRecord | None,
+) -> Change:
     """The search's result, and the end of the parent run.
 
     A search that was interrupted or extended ends more than once. The step of the result therefore counts all
@@ -79,7 +85,6 @@ def search_ended(record: SearchRecord, status: str, files: Sequence[Path], figur
         **{f"{name}_trials": float(count) for name, count in record.counts().items()},
     }
     step = len(record.trials) + len(record.ended) + epochs + record.duplicates
-    winner = record.best()
     # A number alone is a trial of this search.
     name = None if winner is None else winner.title if winner.source else str(winner.number)
     tags = {"state": status} | ({} if name is None else {"best_trial": name})

@@ -59,6 +59,7 @@ class MlflowLogger:
         tags: tags of every run, such as the git commit; values beyond MLflow's limits are cut.
         files: files of the parent run that exist from the start, such as the space file and the layer map.
         parent_run: MLflow's id of the run that the parent run is itself nested in; None: in none.
+        winner: which trial is the best of them all.
         delivered: what earlier processes have brought to this store, by run.
         acknowledge: told, on a thread of its own, what the store holds of a run after each delivery that
             changed it. An error that it raises is passed over.
@@ -75,6 +76,7 @@ class MlflowLogger:
         later: str,
         files: Sequence[Path] = (),
         parent_run: str | None = None,
+        winner: Callable[[SearchRecord], TrialRecord | None] = SearchRecord.best,
         delivered: Mapping[int, Delivered] = _NO_ONE_DELIVERED,
         acknowledge: Callable[[Delivered], None] = lambda delivered: None,
         offline: bool = False,
@@ -84,6 +86,7 @@ class MlflowLogger:
         self._tags = contents.common_tags(record, tags)
         self._files = tuple(files)
         self._parent_run = parent_run
+        self._winner = winner
         self._store = MlflowStore(uri, record.space)
         self._delivery = Delivery(
             self._store, record.key, delivered, acknowledge=acknowledge, later=later, offline=offline
@@ -167,7 +170,7 @@ class MlflowLogger:
             # A trial that another search ran has no run here.
             run, tags = (best.trial, {"best": "true"}) if own else (PARENT, {})
             self._put(Change(run, tags=tags, artifacts=files))
-        self._put(contents.search_ended(self._record, status, artifacts, figures))
+        self._put(contents.search_ended(self._record, status, artifacts, figures, self._winner(self._record)))
 
     def close(self, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Deliver everything that is left and stop the thread; call it once, at the end.
@@ -218,6 +221,6 @@ class MlflowLogger:
 
     def _withdraw_best(self) -> None:
         """A completed search goes on: its best trial is the best no more, or will be named again."""
-        best = self._record.best()
+        best = self._winner(self._record)
         if best is not None and not best.source:
             self._put(Change(best.number, tags={"best": "false"}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from tune_fusion.tracking.imports import load_mlflow
+
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
@@ -16,6 +18,8 @@ def model_signature(channels: int, classes: int) -> ModelSignature:
     seconds.
     """
     import numpy as np
+
+    load_mlflow()
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 

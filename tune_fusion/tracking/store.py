@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tune_fusion.tracking.changes import Pending
+from tune_fusion.tracking.imports import load_mlflow
 from tune_fusion.tracking.uri import absolute, database_path
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class MlflowStore:
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
+            load_mlflow()
             from mlflow.tracking import MlflowClient
 
             self._stack.enter_context(_quiet())
@@ -195,6 +197,7 @@ def reading(uri: str) -> Iterator[MlflowClient | None]:
         yield None
         return
     with _environment(_SETTINGS):
+        load_mlflow()
         from mlflow.tracking import MlflowClient
 
         with _quiet():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tune_fusion.records import SearchRecord
+from tune_fusion.records import SearchRecord, TrialRecord
 from tune_fusion.tracking.changes import PARENT, Delivered
 from tune_fusion.tracking.mlflow_logger import BestModel, MlflowLogger
 
@@ -37,6 +37,7 @@ def sync(
     acknowledge: Callable[[Delivered], None],
     files: Sequence[Path] = (),
     parent_run: str | None = None,
+    winner: Callable[[SearchRecord], TrialRecord | None] = SearchRecord.best,
     artifacts: Sequence[Path] = (),
     figures: Sequence[Path] = (),
     best: BestModel | None = None,
@@ -59,6 +60,7 @@ def sync(
         later=later,
         files=files,
         parent_run=parent_run,
+        winner=winner,
         delivered=before,
         acknowledge=note,
     )

@@ -18,6 +18,10 @@ from tune_fusion.tuning.study import Study, Suggestion
 class Suggester(Protocol):
     """What an arm is asked for configurations and tells how they did; see `Study`."""
 
+    @property
+    def left(self) -> int | None:
+        """How many suggestions are left of a list that is known beforehand; None where there is none."""
+
     def ask(self) -> Suggestion | None:
         """The next configuration; None: there is no further one."""
 
@@ -54,6 +58,11 @@ class SearchArm:
     """Suggestions in a row that were tried before."""
     exhausted: bool = False
     """True when it has nothing new to suggest."""
+
+    @property
+    def open(self) -> bool:
+        """True while it may have something to suggest."""
+        return not self.exhausted and self.study.left != 0
 
     @property
     def spent(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tune_fusion.reporting.answer import Answer, answer
 from tune_fusion.reporting.page import write_report
 from tune_fusion.reporting.results import read_json, write_json, write_trials
 from tune_fusion.runs import Past, RunFolder, read_past
+from tune_fusion.space.sampling import Arm
 from tune_fusion.tracking.mlflow_logger import BestModel
 from tune_fusion.tracking.registration import log_model
 from tune_fusion.training.checks import Checked, check_space, prove
@@ -39,7 +40,7 @@ from tune_fusion.tuning.finalists import (
     mean_best_epoch,
 )
 from tune_fusion.tuning.interruption import Interruption
-from tune_fusion.tuning.listed import ListedStudy
+from tune_fusion.tuning.listed import ListedRun, ListedStudy
 from tune_fusion.tuning.opening import opened, reopened
 from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.preflight import Request, as_before, check_confirmable, check_store, moved_store
@@ -72,7 +73,8 @@ def run_confirmation(
     """Confirm the search that ``request.name`` names, or do what is left of its confirmation.
 
     The arguments are those of `tune_fusion.tuning.driver.run_search`. Raises InputError before anything is
-    written where the search has no finalists, its data have no test images, or are not those it was run on.
+    written where there is nothing to compare, or the data have no test images, unreadable ones, or are not
+    those that the search, or the confirmation so far, was run on.
     """
     with ExitStack() as stack:
         assert request.name is not None
@@ -80,42 +82,47 @@ def run_confirmation(
         folder = search.folder.confirmation
         past = read_past(folder) if folder.journal.is_file() else None
         request = as_before(request, (past or search).session)
-        moved = [] if past is None else moved_store(request, past.session)
         source = _source(search)
         checked = check_space(source.name_or_path, source.overrides)
         trials, seeds = _what(search, past, order, checked.space.search.seed)
-        planned = len(trials) * len(seeds)
+        runs = listed_runs(
+            search.chronicle.record, trials, seeds, None if past is None else past.chronicle.record
+        )
+        planned = sum(map(len, runs.values()))
         if past is not None and past.complete and planned == past.session.planned_trials:
-            finished = None if order.retrain or request.register else _finished(past)
+            finished = None if order.retrain or request.register else _finished(search, past)
             if finished is not None:
                 return finished
         check_store(request)
         cluster.check_machine(request.address, checked.space.resources, torch.cuda.device_count())
         bench = prove(checked, pick_device(0))
         check_confirmable(request, bench)
-        test_images = bench.count_heldout()
-        _check_data(search, bench)
+        _check_data(search, past, bench)
         title = f"{search.folder.name} confirmation"
         session = session_of(request, past, source, checked, bench.data.fingerprint, title, started)
-        session = session.model_copy(update={"finalists": trials, "seeds": seeds, "planned_trials": planned})
+        session = session.model_copy(
+            update={
+                "finalists": trials,
+                "seeds": seeds,
+                "planned_trials": planned,
+                "test": bench.heldout.fingerprint,
+            }
+        )
         changes: list[str] = []
         if past is not None:
             option = f"NAME {request.name}"
-            changes = check_same_search(past, session, option=option, force=request.force)
+            changes = moved_store(request, past.session)
+            changes += check_same_search(past, session, option=option, force=request.force)
         nodes = stack.enter_context(connected(request, checked, bench, search.folder, interruption))
-        engine = _engine(request, checked, search, session, past)
+        engine = _engine(request, checked, runs, session, past)
         run = _Confirmation(request, checked, bench, folder, engine, interruption, nodes)
-        run.search, run.test_images, run.order = search, test_images, order
+        run.search, run.order, run.past = search, order, past
+        run.fingerprints = {seed: _fingerprint(bench, seed) for seed in seeds}
         if past is not None:
             replay(engine, past, strict=not request.force)
             run.write_inputs()
-            if past.complete and session.planned_trials > past.session.planned_trials:
-                moved.append(
-                    f"  {folder.path}: goes on after its result was seen; whoever adds seeds until they like "
-                    "the result finds one too often"
-                )
         ours = stack.enter_context(opened(folder, session, past))
-        ready([*changes, *moved])
+        ready(changes)
         return run.run(ours, None if past is None else session)
 
 
@@ -124,8 +131,11 @@ class _Confirmation(Running):
 
     command = "confirm"
     search: Past
-    test_images: int
     order: Order
+    past: Past | None
+    """What an earlier session has left."""
+    fingerprints: dict[int, str]
+    """Of the training and validation images, by the seed of their split."""
 
     @property
     def _name(self) -> str:
@@ -144,14 +154,21 @@ class _Confirmation(Running):
         return self.engine.chronicle.sessions[-1]
 
     def _fingerprints(self) -> dict[int, str]:
-        bench = self._bench
-        return {
-            seed: load_data(bench.data_settings, seed=seed, image_size=bench.image_size).fingerprint
-            for seed in self._session.seeds
-        }
+        return self.fingerprints
 
     def _begin(self) -> None:
-        """Nothing to say."""
+        search, record = self.search.chronicle, self.search.chronicle.record
+        if search.status != "completed":
+            ended = f"{len(record.ended)} of {record.planned_trials} trials"
+            self.engine.note(f"the search was not complete when it was confirmed: {ended} had ended")
+        past = self.past
+        if past is not None and past.folder.answer.exists():
+            before = past.session
+            if (before.finalists, before.seeds) != (self._session.finalists, self._session.seeds):
+                self.engine.note(
+                    f"extended when a result was known, from {len(before.finalists)} finalists x "
+                    f"{len(before.seeds)} seeds: whoever goes on until they like a result finds one too often"
+                )
 
     def _wanted(self, record: SearchRecord) -> set[int]:
         runs = (best_run(record, runs) for _, runs in self._confirmed(record))
@@ -195,8 +212,20 @@ class _Confirmation(Running):
         winner = max(sides, key=lambda finalist: sign * (finalist.mean(found.metric) or 0.0))
         return next(runs for trial, runs in self._confirmed(self._record) if trial.number == winner.trial)
 
+    def _winner(self, record: SearchRecord) -> TrialRecord | None:
+        return best_run(record, self._winner_runs())
+
+    def _useless(self) -> bool:
+        answer = self._answer()
+        return answer.fusion is None and answer.control is None
+
+    def _interrupted_late(self) -> str:
+        return f"interrupted before its model was in MLflow; go on with: {self._resume()}"
+
     def _result(self, ending: Ending, facts: dict[str, Any]) -> dict[str, Any]:
         record, folder = self._record, self._folder
+        winner = self._winner(record)
+        named = ["answer", "trials", "logs", "journal", *(["model"] if folder.model.is_dir() else [])]
         return {
             "status": ending.status,
             "name": record.name,
@@ -208,10 +237,10 @@ class _Confirmation(Running):
             "notes": record.notes,
             "epochs": sum(len(trial.epochs) for trial in record.trials),
             "training_seconds": sum(trial.total("train_seconds") for trial in record.trials),
+            "winner": None if winner is None else winner.number,
+            "searched_trials": len(self.search.chronicle.record.trials),
             **facts,
-            "paths": {
-                name: str(getattr(folder, name)) for name in ("answer", "trials", "model", "logs", "journal")
-            },
+            "paths": {name: str(getattr(folder, name)) for name in named},
         }
 
     def _write(self, content: dict[str, Any]) -> None:
@@ -235,6 +264,7 @@ class _Confirmation(Running):
         except TuneFusionError as error:
             return [str(error)]
         content["mlflow"]["model"] = logged.uri
+        content["concluded"] = True
         write_json(self._folder.answer, content)
         return []
 
@@ -249,8 +279,12 @@ class _Confirmation(Running):
             searched.metric,
             searched.direction,
             [as_finalist(searched, trial, mine) for trial, mine in runs],
-            self.test_images,
+            len(self._bench.heldout.split),
             fusions=searched.fusions,
+            complete=all(
+                {run.seed for run in mine if run.ended is not None} >= {*self._session.seeds}
+                for _, mine in runs
+            ),
         )
 
 
@@ -263,9 +297,14 @@ def _what(
     chosen = list(known)
     if past is None or order.top is not None:
         chosen += [t.number for t in finalists(record, order.top or TOP) if t.number not in known]
-    if not chosen:
+    kinds = listed_runs(record, chosen, [0])
+    missing = [kind for kind, runs in kinds.items() if not runs]
+    if missing:
+        names = {"fusion": "fusion" if record.fusions else "trial of the searched arm"}
+        names["control"] = "single optimizer" if record.fusions else "control"
         raise InputError(
-            f"NAME {search.folder.name}: no trial has ended with a usable result: nothing to confirm"
+            f"NAME {search.folder.name}: no {' and no '.join(names[kind] for kind in missing)} has ended "
+            "with a usable result: there is nothing to compare"
         )
     before = 0 if past is None else len(past.session.seeds)
     return tuple(chosen), fresh_seeds(seed, max(order.seeds or before or SEEDS, before))
@@ -284,18 +323,34 @@ def _source(search: Past) -> SpaceSource:
     return SpaceSource(str(as_run), (), rehearse=False, as_run=recorded)
 
 
-def _check_data(search: Past, bench: Workbench) -> None:
+def _check_data(search: Past, past: Past | None, bench: Workbench) -> None:
+    """InputError where images are not those of before; reads the test images, but measures nothing."""
+    name = f"NAME {search.folder.name}"
     if bench.data.fingerprint != search.session.data:
         raise InputError(
-            f"NAME {search.folder.name}: data fingerprint {search.session.data[:16]} -> "
-            f"{bench.data.fingerprint[:16]}: other images, classes or split than the search was run on; put "
-            "them back, or search again"
+            f"{name}: data fingerprint {search.session.data[:16]} -> {bench.data.fingerprint[:16]}: other "
+            "images, classes or split than the search was run on; put them back, or search again"
+        )
+    now = bench.heldout.fingerprint
+    if past is not None and past.session.test not in ("", now):
+        raise InputError(
+            f"{name}: test images' fingerprint {past.session.test[:16]} -> {now[:16]}: other ones than the "
+            f"confirmation so far was measured on; put them back, or delete {past.folder.path}"
         )
 
 
-def _engine(request: Request, checked: Checked, search: Past, session: Session, past: Past | None) -> Engine:
+def _fingerprint(bench: Workbench, seed: int) -> str:
+    return load_data(bench.data_settings, seed=seed, image_size=bench.image_size).fingerprint
+
+
+def _engine(
+    request: Request,
+    checked: Checked,
+    runs: Mapping[Arm, list[ListedRun]],
+    session: Session,
+    past: Past | None,
+) -> Engine:
     space = checked.space
-    runs = listed_runs(search.chronicle.record, session.finalists, session.seeds)
     arms = [
         SearchArm(
             name,
@@ -316,10 +371,16 @@ def _engine(request: Request, checked: Checked, search: Past, session: Session, 
     )
 
 
-def _finished(past: Past) -> Outcome | None:
-    """What a complete confirmation has found; None where its file is gone, and is to be written again."""
+def _finished(search: Past, past: Past) -> Outcome | None:
+    """What a complete confirmation has found; None where something of it is left to be done."""
     content = read_json(past.folder.answer)
-    if content is None:
+    try:
+        Answer.from_dict((content or {})["answer"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if content is None or not content.get("concluded"):
         return None
     print(f"{past.chronicle.record.name} is complete already: --seeds N or --top K extends it")
-    return Outcome(past.chronicle.record, content, 0, [])
+    more = len(search.chronicle.record.trials) - content["searched_trials"]
+    problems = [f"the search has {more} more trials since: --top K looks at them, too"] if more else []
+    return Outcome(past.chronicle.record, content, 0, problems)

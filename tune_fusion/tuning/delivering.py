@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tune_fusion.events import Chronicle, Logged, Session
 from tune_fusion.journal import Journal
+from tune_fusion.records import SearchRecord, TrialRecord
+from tune_fusion.reporting.results import read_json
 from tune_fusion.runs import Past, RunFolder
 from tune_fusion.tracking.changes import PARENT, Delivered
 from tune_fusion.tracking.mlflow_logger import redact
@@ -23,7 +25,9 @@ def deliver_rest(past: Past, uri: str, later: str, parent_run: str | None = None
     """
     chronicle, folder = past.chronicle, past.folder
     journal = Journal(folder.journal, past.lines)
-    reported_in = RunFolder(folder.path.parent) if folder.answer.exists() else folder
+    confirms = folder.answer.exists()
+    reported_in = RunFolder(folder.path.parent) if confirms else folder
+    winner = _confirmed_winner(folder) if confirms else SearchRecord.best
     try:
         return sync(
             uri,
@@ -36,12 +40,19 @@ def deliver_rest(past: Past, uri: str, later: str, parent_run: str | None = None
             acknowledge=acknowledgement(journal) if _is_own(chronicle, uri) else lambda news: None,
             files=[path for path in (folder.space, folder.layers) if path.exists()],
             parent_run=parent_run,
+            winner=winner,
             artifacts=result_files(folder, reported_in),
             figures=figure_files(reported_in),
-            best=best_model(folder, chronicle.record.best()) if past.complete else None,
+            best=best_model(folder, winner(chronicle.record)) if past.complete else None,
         )
     finally:
         journal.close()
+
+
+def _confirmed_winner(folder: RunFolder) -> Callable[[SearchRecord], TrialRecord | None]:
+    """The run whose model a confirmation has left, as its result says."""
+    number = (read_json(folder.answer) or {}).get("winner")
+    return lambda record: None if number is None else record.trial(number)
 
 
 def result_files(folder: RunFolder, reported_in: RunFolder) -> list[Path]:

@@ -230,7 +230,7 @@ class Engine:
         """The arm whose turn it is; None where every planned trial was started, or no arm has a new one."""
         if len(self.record.trials) >= self.record.planned_trials:
             return None
-        open_arms = [arm for arm in self.arms if not arm.exhausted]
+        open_arms = [arm for arm in self.arms if arm.open]
         return min(open_arms, key=lambda arm: arm.spent, default=None)
 
     def _new_trial(self, arm: SearchArm) -> TrialRecord | None:

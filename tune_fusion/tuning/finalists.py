@@ -11,6 +11,7 @@ from tune_fusion.space.configuration import Configuration
 from tune_fusion.tuning.listed import ListedRun
 
 _USABLE = (TrialState.COMPLETED, TrialState.STOPPED)
+_FRESH = 1_000_000
 
 
 def finalists(record: SearchRecord, top: int) -> list[TrialRecord]:
@@ -21,7 +22,7 @@ def finalists(record: SearchRecord, top: int) -> list[TrialRecord]:
     """
     sign = 1.0 if record.direction == "max" else -1.0
     usable = [trial for trial in record.known if trial.state in _USABLE and record.value(trial) is not None]
-    ranked = sorted(usable, key=lambda trial: (-sign * (record.value(trial) or 0.0), trial.number))
+    ranked = sorted(usable, key=lambda trial: -sign * (record.value(trial) or 0.0))  # ties: the earlier one
     chosen = [
         trial
         for kind in ("fusion", "control")
@@ -31,21 +32,37 @@ def finalists(record: SearchRecord, top: int) -> list[TrialRecord]:
 
 
 def fresh_seeds(seed: int, count: int) -> tuple[int, ...]:
-    """`count` seeds, none of them the search's own; a larger count begins with the same ones."""
-    return tuple((seed + number) % 2**32 for number in range(1, count + 1))
+    """`count` seeds, far from the search's own and from what people type; more begin with the same ones."""
+    return tuple((_FRESH + seed + number) % 2**32 for number in range(1, count + 1))
 
 
 def listed_runs(
-    record: SearchRecord, trials: Sequence[int], seeds: Sequence[int]
+    record: SearchRecord,
+    trials: Sequence[int],
+    seeds: Sequence[int],
+    confirmation: SearchRecord | None = None,
 ) -> dict[Literal["fusion", "control"], list[ListedRun]]:
-    """Every finalist with every seed, by arm: one seed after the other, so that pairs are complete early."""
+    """Every finalist with every seed, by arm: one seed after the other, so that pairs are complete early.
+
+    Runs of an earlier `confirmation` that failed come once more, at the end.
+    """
     runs: dict[Literal["fusion", "control"], list[ListedRun]] = {"fusion": [], "control": []}
-    for seed in seeds:
-        for number in trials:
-            trial = record.trial(number)
-            configuration = Configuration.from_dict(trial.configuration)
-            runs[_kind(record, trial)].append(ListedRun(number, configuration, trial.origin, seed))
+    pairs = [(number, seed) for seed in seeds for number in trials]
+    if confirmation is not None:
+        by_number = confirmed(record, confirmation, trials)
+        pairs += [
+            (trial.number, cast(int, run.seed)) for trial, some in by_number for run in some if failed(run)
+        ]
+    for number, seed in pairs:
+        trial = record.trial(number)
+        configuration = Configuration.from_dict(trial.configuration)
+        runs[_kind(record, trial)].append(ListedRun(number, configuration, trial.origin, seed))
     return runs
+
+
+def failed(run: TrialRecord) -> bool:
+    """True of a run that may do better when it is tried again."""
+    return run.state is TrialState.FAILED and not run.infeasible
 
 
 def confirmed(
@@ -71,15 +88,18 @@ def as_finalist(search: SearchRecord, trial: TrialRecord, runs: Sequence[TrialRe
         configuration=trial.configuration,
         parameters=trial.parameters,
         search_value=cast(float, search.value(trial)),
-        runs=tuple(_seed_run(search, run) for run in runs if run.ended is not None and run.seed is not None),
+        # The last of those with one seed: it was tried again because the earlier ones had failed.
+        runs=tuple({run.seed: _seed_run(search, run) for run in runs if run.ended is not None}.values()),
     )
 
 
 def best_run(confirmation: SearchRecord, runs: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The run with the best validation value; None where none has one. Test data choose nothing."""
+    """The complete run with the best validation value; None where there is none. Test data choose nothing."""
     sign = 1.0 if confirmation.direction == "max" else -1.0
     valued = [
-        (sign * value, -run.number, run) for run in runs if (value := confirmation.value(run)) is not None
+        (sign * value, -run.number, run)
+        for run in runs
+        if run.state is TrialState.COMPLETED and (value := confirmation.value(run)) is not None
     ]
     return max(valued)[2] if valued else None
 

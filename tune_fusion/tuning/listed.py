@@ -31,11 +31,17 @@ class ListedRun:
 class ListedStudy:
     """Suggests each run of a list once, in its order; a `tune_fusion.tuning.arms.Suggester`.
 
-    What was asked for is known by trial and seed, so that a later process may have a longer list.
+    What was asked for is known by trial and seed, so that a later process may have a longer list: with more
+    finalists or seeds, and with those runs once more that failed.
     """
 
     def __init__(self, runs: Sequence[ListedRun]) -> None:
         self._waiting = list(runs)
+
+    @property
+    def left(self) -> int:
+        """How many runs were not suggested yet."""
+        return len(self._waiting)
 
     def ask(self) -> Suggestion | None:
         """The next run, or None when all were suggested."""

@@ -48,6 +48,8 @@ class Request:
     """It will be confirmed: its data need test images."""
     register: str | None = None
     """The name to register the confirmed winner's MLflow model by."""
+    words: tuple[str, ...] = ()
+    """What else was typed, to be typed again by whoever goes on with it."""
 
 
 def check_name(request: Request, checked: Checked) -> RunFolder:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.events import Session, Status
-from tune_fusion.records import SearchListener, SearchRecord
+from tune_fusion.records import SearchListener, SearchRecord, TrialRecord
 from tune_fusion.reporting.live import PlainProgress, progress
 from tune_fusion.runs import Past, RunFolder
 from tune_fusion.space.domain import Constant
@@ -90,6 +90,18 @@ class Running(ABC):
     def _trials_ended(self) -> None:
         """Called right after the last trial has ended."""
         return
+
+    def _useless(self) -> bool:
+        """True where nothing that was run has a usable result."""
+        return self._record.best() is None
+
+    def _winner(self, record: SearchRecord) -> TrialRecord | None:
+        """The best trial of all."""
+        return record.best()
+
+    def _interrupted_late(self) -> str:
+        """What a signal that came when all trials had ended has cost, in words."""
+        return f"interrupted when the {self.command} was complete: nothing of it is missing"
 
     @abstractmethod
     def _wanted(self, record: SearchRecord) -> set[int]:
@@ -170,7 +182,7 @@ class Running(ABC):
         code = ending.exit_code
         if self._interruption.signalled and ending.status == "completed":
             code = self._interruption.exit_code
-            problems.append(f"interrupted when the {self.command} was complete: nothing of it is missing")
+            problems.append(self._interrupted_late())
         return Outcome(self._record, content, code, problems)
 
     def write_inputs(self) -> None:
@@ -235,6 +247,7 @@ class Running(ABC):
             tags=tags(chronicle.sessions[-1]),
             files=[self._folder.space, self._folder.layers],
             parent_run=self._parent_run,
+            winner=self._winner,
             delivered=delivered(chronicle, uri),
             acknowledge=acknowledgement(ours.journal),
             later=later("sync", self._request, self._name),
@@ -270,10 +283,21 @@ class Running(ABC):
             with suppress(OSError):
                 (self._folder.logs / "driver.txt").write_text(traceback.format_exc(), encoding="utf-8")
             return self._failure(f"Ray Tune stopped: {type(error).__name__}: {error}")
-        if record.best() is None:
+        if self._useless():
             reasons = "; ".join(sorted({f"{trial.state}: {trial.reason}" for trial in record.trials}))
             return self._failure(f"no trial ended with a usable result; {reasons}")
         return Ending("completed", 0)
+
+    def _model_if_possible(self) -> BestModel | None:
+        """The model; None where it cannot be written for another reason than a full disk."""
+        try:
+            return self._model()
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001  (what was found must be written all the same)
+            (self._folder.logs / "model.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            self.engine.note(f"the model was not written: see {self._folder.logs / 'model.txt'}")
+            return None
 
     def _reported(self, content: dict[str, Any]) -> list[str]:
         """Write the report; what went wrong with it, in words: nothing that was found depends on it."""
@@ -313,7 +337,8 @@ class Running(ABC):
         return Ending("failed", TuneFusionError.exit_code, (problem,), full_disk=True)
 
     def _resume(self) -> str:
-        return later(self.command, self._request, self._name)
+        request = self._request
+        return " ".join([later(self.command, request, self._name), *map(shlex.quote, request.words)])
 
     def _finish(
         self, ending: Ending, ours: Opened, logger: MlflowLogger
@@ -322,7 +347,7 @@ class Running(ABC):
         best = None
         try:
             if ending.status == "completed":
-                best = self._model()
+                best = self._model_if_possible()
             else:
                 self.engine.close(ending.status, "; ".join(ending.problems))
             content = self._result(ending, self._facts(ending, ours, logger.url))

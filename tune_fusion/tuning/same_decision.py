@@ -40,7 +40,9 @@ def check_same_decision(engine: Engine, event: Event) -> None:
 
 
 def _check_suggested(engine: Engine, event: Suggested) -> None:
-    if engine.arm(event.arm) is not engine.next_arm():
+    arm = engine.arm(event.arm)
+    # A list may have grown since: whose turn it was then does not follow from it any more.
+    if arm is None or (arm.study.left is None and arm is not engine.next_arm()):
         raise DivergenceError(f"it is not the {event.arm} arm's turn to suggest")
     _check_key(engine, event, event.seed)
     number = len(engine.record.trials) if event.trial is not None else None

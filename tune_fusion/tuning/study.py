@@ -58,6 +58,11 @@ class Study:
             self._grid = iter(grid_parameters(space, arm))
         self._study = optuna.create_study(direction="maximize" if direction == "max" else "minimize")
 
+    @property
+    def left(self) -> None:
+        """Nobody knows how many suggestions are left."""
+        return
+
     def ask(self) -> Suggestion | None:
         """The next configuration, or None when a grid has no more."""
         origin: Literal["default", "sampled"] = "sampled"
