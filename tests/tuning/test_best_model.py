@@ -42,7 +42,9 @@ def make_record(*values):
                 max_epochs=3,
                 started=0.0,
                 state=TrialState.COMPLETED,
-                epochs=[{"val_accuracy": value, "val_loss": 1 - value} for value in epochs],
+                epochs=[
+                    {"val_accuracy": value, "val_loss": 1 - value, "train_seconds": 3.0} for value in epochs
+                ],
             )
         )
     return record

@@ -29,7 +29,8 @@ def write_model(
         folder.weights(trial.number),
         configuration=jsonable(trial.configuration),
         epoch=int(best.pop("epoch")),
-        metrics=best,
+        # Not the seconds: the same trial leaves the same file.
+        metrics={name: value for name, value in best.items() if name.startswith("val_")},
         signature=signature_json(bench.data.channels, len(bench.data.classes)),
     )
     return best_model(folder, trial)
