@@ -83,7 +83,6 @@ def save_page(path: Path, page: str, figures: Sequence[Drawn]) -> list[Path]:
     pictures = path.parent / "figures"
     pictures.mkdir(exist_ok=True)
     written = [path]
-    _replace(path, page.encode())
     for drawn in figures:
         picture = pictures / f"{drawn.name}.png"
         if drawn.figure is None:
@@ -91,6 +90,8 @@ def save_page(path: Path, page: str, figures: Sequence[Drawn]) -> list[Path]:
         else:
             _replace(picture, png(drawn))
             written.append(picture)
+    # Last, so that its presence says that everything is there.
+    _replace(path, page.encode())
     return written
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tune_fusion.runs import RunFolder
 from tune_fusion.tuning.delivering import deliver_rest
 from tune_fusion.tuning.opening import reopened
 from tune_fusion.tuning.outcome import Outcome
@@ -24,6 +25,8 @@ def revisit(request: Request, trials: int | None) -> Outcome | None:
         )
         if not past.complete or changed or trials not in (None, record.planned_trials):
             return None
+        if not _reported(past.folder):
+            return None  # its driver was killed in its last moment: the report is written again
         try:
             content = json.loads(past.folder.result.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -35,3 +38,11 @@ def revisit(request: Request, trials: int | None) -> Outcome | None:
         synced = deliver_rest(past, request.tracking_uri, later("sync", request, past.folder.name))
     print(f"{record.name} is complete already: --trials N extends it")
     return Outcome(record, content, 0, [*moved, *synced.problems])
+
+
+def _reported(folder: RunFolder) -> bool:
+    """True where the report, which is written last, is of the newest result."""
+    try:
+        return folder.report.stat().st_mtime >= folder.result.stat().st_mtime
+    except OSError:
+        return False
