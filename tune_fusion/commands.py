@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tune_fusion.errors import TuneFusionError, suggest
 
@@ -53,6 +53,27 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help=f"MLflow store (default: {DEFAULT_TRACKING}, or that of the search which goes on)",
     )
+
+
+def places(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_places` say, as the fields of a `Request`."""
+    return {
+        "output": options.output,
+        "tracking_uri": options.tracking_uri or DEFAULT_TRACKING,
+        "tracking_given": options.tracking_uri is not None,
+    }
+
+
+def typed(options: argparse.Namespace, *names: str) -> tuple[str, ...]:
+    """The words that say these options again, in this order; nothing of those that were not given."""
+    words: list[str] = []
+    for name in names:
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words += [option, str(value)]
+    return tuple(words)
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +159,18 @@ def say(text: str, out: TextIO | None = None) -> None:
     except BrokenPipeError:
         # What is still buffered would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def tell_changes(command: str, changes: Sequence[str]) -> None:
+    """Say what has changed since the work that goes on was begun; nothing where nothing has."""
+    if changes:
+        say("\n".join([f"{command}: goes on with what has changed:", *changes]), sys.stderr)
+
+
+def tell_problems(command: str, problems: Sequence[str]) -> None:
+    """Say what went wrong without ending the work."""
+    for problem in problems:
+        say(f"{command}: {problem}", sys.stderr)
 
 
 def become(command: str, arguments: list[str]) -> NoReturn:

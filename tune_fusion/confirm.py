@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 
@@ -48,35 +47,26 @@ def _confirm(options: argparse.Namespace, started: float) -> int:
 
             request = Request(
                 name=options.name,
-                output=options.output,
-                tracking_uri=options.tracking_uri or commands.DEFAULT_TRACKING,
-                tracking_given=options.tracking_uri is not None,
+                **commands.places(options),
                 offline=options.offline,
                 address=options.address,
                 concurrent=options.concurrent,
                 force=options.force,
                 confirm=True,
                 register=options.register,
-                words=_words(options),
+                # Finalists and seeds stand in its journal.
+                words=commands.typed(options, "retrain", "register"),
             )
 
             def ready(changes: list[str]) -> None:
                 waiting.stop()
-                if changes:
-                    print(f"{_COMMAND}: goes on with what has changed:", *changes, sep="\n", file=sys.stderr)
+                commands.tell_changes(_COMMAND, changes)
 
             order = Order(options.top, options.seeds, options.retrain)
             outcome = run_confirmation(request, order, started, interruption, ready)
         commands.say(confirmation_summary(outcome.result))
-        for problem in outcome.problems:
-            commands.say(f"{_COMMAND}: {problem}", sys.stderr)
+        commands.tell_problems(_COMMAND, outcome.problems)
         return interruption.exit_code if interruption.signalled else outcome.exit_code
-
-
-def _words(options: argparse.Namespace) -> tuple[str, ...]:
-    """What must be said again when it goes on; finalists and seeds stand in its journal."""
-    register = () if options.register is None else ("--register", options.register)
-    return (*(["--retrain"] if options.retrain else []), *register)
 
 
 if __name__ == "__main__":

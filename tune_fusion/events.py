@@ -324,47 +324,37 @@ class Chronicle:
                 )
 
     def _take_over(self, event: Inherited) -> None:
-        configuration = Configuration.from_dict(event.configuration)
-        trial = TrialRecord(
-            number=-1 - len(self.record.inherited),
-            arm=event.arm,
-            origin=event.origin,
-            configuration=event.configuration,
-            parameters=dict(configuration.flat()),
-            switch_layer_name=event.switch_layer_name,
-            single=event.single,
-            max_epochs=configuration.training.epochs,
-            started=event.at,
-            state=event.state,
-            epochs=[dict(metrics) for metrics in event.epochs],
-            times=[event.at] * len(event.epochs),
-            infeasible=event.infeasible,
-            ended=event.at,
-            reason=event.reason,
-            source=event.source,
-            source_trial=event.source_trial,
-        )
+        trial = _record_of(event, -1 - len(self.record.inherited))
+        trial.state, trial.reason, trial.infeasible = event.state, event.reason, event.infeasible
+        trial.epochs = [dict(metrics) for metrics in event.epochs]
+        trial.times, trial.ended = [event.at] * len(event.epochs), event.at
+        trial.source, trial.source_trial = event.source, event.source_trial
         self.record.inherited.append(trial)
 
     def _take_in(self, event: Suggested) -> None:
         if event.trial is None:
             self.record.duplicates += 1
             return
-        configuration = Configuration.from_dict(event.configuration)
-        trial = TrialRecord(
-            number=event.trial,
-            arm=event.arm,
-            origin=event.origin,
-            configuration=event.configuration,
-            parameters=dict(configuration.flat()),
-            switch_layer_name=event.switch_layer_name,
-            single=event.single,
-            max_epochs=configuration.training.epochs,
-            started=event.at,
-            seed=event.seed,
-        )
+        trial = _record_of(event, event.trial)
+        trial.seed = event.seed
         self.record.trials.append(trial)
 
     def _end(self, trial: TrialRecord, state: TrialState, reason: str, at: float) -> None:
         trial.state, trial.reason, trial.ended = state, reason, at
         self.record.ended.append(trial.number)
+
+
+def _record_of(event: Suggested | Inherited, number: int) -> TrialRecord:
+    """The trial of a configuration, of which nothing else is known yet."""
+    configuration = Configuration.from_dict(event.configuration)
+    return TrialRecord(
+        number=number,
+        arm=event.arm,
+        origin=event.origin,
+        configuration=event.configuration,
+        parameters=dict(configuration.flat()),
+        switch_layer_name=event.switch_layer_name,
+        single=event.single,
+        max_epochs=configuration.training.epochs,
+        started=event.at,
+    )

@@ -124,6 +124,11 @@ class SearchRecord:
     """Seconds between a death or interruption of the search and its resumption, in all."""
 
     @property
+    def sign(self) -> float:
+        """1 where the metric is to grow, -1 where it is to shrink: times it, more is better."""
+        return 1.0 if self.direction == "max" else -1.0
+
+    @property
     def known(self) -> list[TrialRecord]:
         """Every trial with a result to choose from: the inherited ones, then the search's own."""
         return [*self.inherited, *self.trials]
@@ -164,9 +169,8 @@ class SearchRecord:
         `single` True looks among single-optimizer trials only, False among true fusions only; `origin` and
         `arm` keep trials of that origin and arm only.
         """
-        sign = 1.0 if self.direction == "max" else -1.0
         ranked = [
-            (sign * value, -position, trial)
+            (self.sign * value, -position, trial)
             for position, trial in enumerate(self.known)
             if (value := self.value(trial)) is not None
             and (single is None or trial.single == single)

@@ -6,7 +6,6 @@ Torch, Ray and MLflow are imported when a search needs them, so that ``--help`` 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from tune_fusion.tuning.outcome import Outcome
 
 _COMMAND = "tune_fusion.search"
+_CONFIRMATION = ("top", "seeds", "retrain", "register")
+"""The options of `commands.add_confirmation`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +100,7 @@ def _parser() -> commands.Parser:
 def _check_options(options: argparse.Namespace) -> None:
     """Refuse what does not go together."""
     if not options.confirm:
-        for name in ("top", "seeds", "retrain", "register"):
+        for name in _CONFIRMATION:
             if getattr(options, name):
                 raise InputError(f"--{name} goes with --confirm only")
     if options.resume is None:
@@ -151,34 +152,12 @@ def _search(options: argparse.Namespace, started: float) -> int:
 
         outcome = _outcome(options, started, interruption)
         commands.say(summary(outcome.record, outcome.result))
-        for problem in outcome.problems:
-            commands.say(f"{_COMMAND}: {problem}", sys.stderr)
+        commands.tell_problems(_COMMAND, outcome.problems)
         code = interruption.exit_code if interruption.signalled else outcome.exit_code
     if options.confirm and code == 0:
-        commands.become("tune_fusion.confirm", _confirmation(options, outcome.record.name))
+        names = ("output", "tracking_uri", "address", "concurrent", "offline", *_CONFIRMATION)
+        commands.become("tune_fusion.confirm", [outcome.record.name, *commands.typed(options, *names)])
     return code
-
-
-def _confirmation(options: argparse.Namespace, name: str) -> list[str]:
-    """The arguments of ``tune_fusion.confirm`` that confirm the search `name`."""
-    named = {
-        "--output": options.output,
-        "--tracking-uri": options.tracking_uri,
-        "--address": options.address,
-        "--concurrent": options.concurrent,
-    }
-    words = [word for key, value in named.items() if value is not None for word in (key, str(value))]
-    offline = ["--offline"] if options.offline else []
-    return [name, *words, *offline, *_confirmation_words(options)[1:]]
-
-
-def _confirmation_words(options: argparse.Namespace) -> tuple[str, ...]:
-    """How the confirmation was asked for, beginning with ``--confirm``; empty where it was not."""
-    if not options.confirm:
-        return ()
-    named = {"--top": options.top, "--seeds": options.seeds, "--register": options.register}
-    words = [word for key, value in named.items() if value is not None for word in (key, str(value))]
-    return ("--confirm", *words, *(["--retrain"] if options.retrain else []))
 
 
 def _outcome(options: argparse.Namespace, started: float, interruption: Interruption) -> Outcome:
@@ -192,9 +171,7 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
             space=options.space,
             overrides=_overrides(options),
             name=options.name,
-            output=options.output,
-            tracking_uri=options.tracking_uri or commands.DEFAULT_TRACKING,
-            tracking_given=options.tracking_uri is not None,
+            **commands.places(options),
             offline=options.offline,
             address=options.address,
             concurrent=options.concurrent,
@@ -204,7 +181,7 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
             force=options.force,
             confirm=options.confirm,
             register=options.register,
-            words=_confirmation_words(options),
+            words=commands.typed(options, "confirm", *_CONFIRMATION),
         )
         finished = revisit(request, options.trials)
         if finished is not None:
@@ -213,8 +190,7 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
 
         def ready(changes: list[str]) -> None:
             waiting.stop()
-            if changes:
-                print(f"{_COMMAND}: goes on with what has changed:", *changes, sep="\n", file=sys.stderr)
+            commands.tell_changes(_COMMAND, changes)
 
         return run_search(request, started, interruption, ready)
 

@@ -30,12 +30,7 @@ def _sync(options: argparse.Namespace) -> int:
     from tune_fusion.tuning.opening import reopened
     from tune_fusion.tuning.preflight import Request, as_before, later
 
-    request = Request(
-        name=options.name,
-        output=options.output,
-        tracking_uri=options.tracking_uri or commands.DEFAULT_TRACKING,
-        tracking_given=options.tracking_uri is not None,
-    )
+    request = Request(name=options.name, **commands.places(options))
     with reopened(request.output, options.name, "NAME") as past:
         request = as_before(request, past.session)
         check_tracking(request.tracking_uri)

@@ -342,7 +342,7 @@ def _test_noise(fusion: Finalist, control: Finalist, images: int) -> list[str]:
     shares = [mean for one in (fusion, control) if (mean := one.mean("test_accuracy")) is not None]
     if len(shares) < 2 or images < 1:
         return []
-    noise = 196 * math.sqrt(sum(p * (1 - p) for p in shares) / images)
+    noise = 100 * statistics.sampling_noise(shares, images)
     return [
         f"the interval is over seeds, on these {images} test images; drawing others would move the "
         f"difference by up to ±{noise:.2f} points in 95 of 100 cases, less where both err on the same images"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tune_fusion.events import Chronicle
 from tune_fusion.reporting.answer import Answer
-from tune_fusion.reporting.figures.answer import in_units, unit
 from tune_fusion.reporting.figures.progress import Step, best_so_far
 from tune_fusion.reporting.figures.space import best_label
 from tune_fusion.reporting.figures.style import (
@@ -23,6 +22,7 @@ from tune_fusion.reporting.figures.style import (
 )
 from tune_fusion.reporting.page import Section, render, save_page, status_words
 from tune_fusion.reporting.page_tables import Table, interval
+from tune_fusion.reporting.wording import in_units, unit
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def trial_table(record: SearchRecord, rows: int, width: int) -> Table:
 
 
 def _shown(trials: list[TrialRecord], record: SearchRecord, rows: int) -> list[TrialRecord]:
-    sign = -1.0 if record.direction == "max" else 1.0
+    sign = -record.sign
 
     def rank(trial: TrialRecord) -> tuple[bool, float, int]:
         value = None if trial.state is TrialState.DIVERGED else record.value(trial)

@@ -20,9 +20,9 @@ from tune_fusion.reporting import settings_run
 from tune_fusion.reporting.answer import Answer
 from tune_fusion.reporting.figures import answer as answer_figures
 from tune_fusion.reporting.figures import hn_adam, importance, progress, space, trust
-from tune_fusion.reporting.figures.answer import in_units, kind, unit
 from tune_fusion.reporting.figures.style import Drawn, counted, number, png, svg
 from tune_fusion.reporting.page_tables import Table
+from tune_fusion.reporting.wording import in_units, kind, unit
 from tune_fusion.runs import RunFolder
 
 _ENVIRONMENT = Environment(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.reporting.answer import TEST_METRICS, Answer, Comparison, Finalist, matching_test_metric
-from tune_fusion.reporting.figures.answer import in_units, kind, unit
 from tune_fusion.reporting.figures.style import number
 from tune_fusion.reporting.figures.trust import early_choices
 from tune_fusion.reporting.live import trial_text
+from tune_fusion.reporting.wording import UNCONFIRMED, in_units, kind, unit
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,6 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     note: str
     """What the rows are and how many runs stand behind them; without rows: why there are none."""
-
-
-_UNCONFIRMED = "Nothing is confirmed yet: no test data have been read."
 
 
 def confirmed(answer: Answer | None) -> Table:
@@ -42,12 +39,12 @@ def confirmed(answer: Answer | None) -> Table:
         )
         for f in (_ranked(answer) if answer else [])
     ]
-    note = _UNCONFIRMED
+    note = UNCONFIRMED
     if answer is not None:
         note = (
             f"Mean ± standard deviation over n = {len(answer.seeds)} seeds ({_listed(answer.seeds)}); "
-            f"{answer.test_images} test images, read once a run, with the weights of the epoch that was best "
-            "on the validation images. In order of the validation means."
+            f"{answer.test_images} test images, measured once a run, with the weights of the epoch that was "
+            "best on the validation images. In order of the validation means."
         )
     return Table("confirmed", "Confirmed on test data", header, rows, note)
 
@@ -56,7 +53,7 @@ def comparisons(answer: Answer | None) -> Table:
     """The paired difference on each test metric, with its interval."""
     header = ("metric", "fusion minus control", "95 % interval", "seeds", "p", "verdict for the fusion")
     rows = [] if answer is None else [_comparison(found) for found in answer.comparisons]
-    note = _UNCONFIRMED if answer is None else "No seed was measured for both a fusion and a control."
+    note = UNCONFIRMED if answer is None else "No seed was measured for both a fusion and a control."
     if answer is not None and rows:
         first = answer.comparisons[0]
         note = (
@@ -97,7 +94,7 @@ def optimism(answer: Answer | None) -> Table:
         "against the test",
     )
     if answer is None:
-        return Table("optimism", "Selection's optimism", header, [], _UNCONFIRMED)
+        return Table("optimism", "Selection's optimism", header, [], UNCONFIRMED)
     test = matching_test_metric(answer.metric)
     rows = [
         (

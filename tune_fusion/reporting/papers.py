@@ -53,7 +53,7 @@ class _Run:
 
 def _find(row: Row, record: SearchRecord, answer: Answer | None) -> _Run:
     """The row's best confirmed configuration, by validation, else the best trial of the search."""
-    sign = 1.0 if record.direction == "max" else -1.0
+    sign = record.sign
 
     def rank(finalist: Finalist) -> tuple[int, float, int]:
         confirmed = finalist.mean(record.metric)
@@ -261,7 +261,7 @@ def _judged(
 
 def _best(runs: list[_Run], record: SearchRecord) -> Finalist | None:
     """The confirmed one with the best mean validation: the test data choose nothing here either."""
-    sign = 1.0 if record.direction == "max" else -1.0
+    sign = record.sign
     finalists = [run.finalist for run in runs if run.finalist]
     return max(finalists, key=lambda f: sign * (f.mean(record.metric) or 0.0), default=None)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from tune_fusion.events import Session
 from tune_fusion.records import SearchRecord
+from tune_fusion.space.document import Document
 from tune_fusion.space.settings import AshaSettings, rung_epochs
 
 
@@ -27,6 +26,6 @@ def seed(session: Session) -> int:
 
 
 def _section(session: Session, name: str) -> Mapping[str, Any]:
-    content = YAML(typ="safe", pure=True).load(session.space.text) or {}
+    content = Document.parse(session.space.text, session.space.name).plain()
     section: Mapping[str, Any] = content.get(name) or {}
     return section

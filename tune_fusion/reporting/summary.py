@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from tune_fusion.records import SearchRecord, TrialRecord
 from tune_fusion.reporting.answer import TEST_METRICS, Answer, Finalist, matching_test_metric
 from tune_fusion.reporting.live import arms_text, trial_cells, trial_text
+from tune_fusion.reporting.statistics import sampling_noise
 
 
 def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
@@ -140,8 +140,7 @@ def _noise(record: SearchRecord, fusion: TrialRecord, control: TrialRecord, imag
     if record.metric != "val_accuracy":
         return []
     shares = [record.value(trial) or 0.0 for trial in (fusion, control)]
-    # Two shares of the same n images, taken as independent; models that err on the same images differ less.
-    noise = 1.96 * math.sqrt(sum(p * (1 - p) for p in shares) / images)
+    noise = sampling_noise(shares, images)
     return [
         "(both were chosen on these images; drawing others would move the difference by up to "
         f"±{noise:.4f} in 95 of 100 cases)"

@@ -9,16 +9,35 @@ from tune_fusion.reporting.statistics import FEWEST_SEEDS, MOST_SEEDS
 if TYPE_CHECKING:
     from tune_fusion.reporting.answer import Comparison
 
-METRIC_WORDS = {"test_accuracy": "test accuracy", "test_loss": "test loss", "test_macro_f1": "test macro-F1"}
+UNCONFIRMED = "Nothing is confirmed yet: no test data have been read."
+
+
+def in_units(metric: str, difference: float) -> float:
+    """A difference as it is shown: percentage points of accuracy and F1, nats of loss."""
+    return difference if "loss" in metric else 100.0 * difference
+
+
+def unit(metric: str) -> str:
+    """What `in_units` gives: ``points`` or ``nats``."""
+    return "nats" if "loss" in metric else "points"
+
+
+def kind(metric: str) -> str:
+    """``validation accuracy`` for ``val_accuracy``, ``test macro-F1`` for ``test_macro_f1``."""
+    return metric.replace("val_", "validation_").replace("macro_f1", "macro-F1").replace("_", " ")
 
 
 def difference_text(comparison: Comparison) -> str:
     """``+0.42 points [+0.10, +0.74]`` of accuracy and F1, ``-0.0123 nats [...]`` of a loss."""
-    unit, decimals, scale = ("nats", 4, 1) if "loss" in comparison.metric else ("points", 2, 100)
-    text = f"{scale * comparison.mean:+.{decimals}f} {unit}"
+    decimals = 4 if unit(comparison.metric) == "nats" else 2
+
+    def shown(difference: float) -> str:
+        return f"{in_units(comparison.metric, difference):+.{decimals}f}"
+
+    text = f"{shown(comparison.mean)} {unit(comparison.metric)}"
     if comparison.low is None or comparison.high is None:
         return text
-    return f"{text} [{scale * comparison.low:+.{decimals}f}, {scale * comparison.high:+.{decimals}f}]"
+    return f"{text} [{shown(comparison.low)}, {shown(comparison.high)}]"
 
 
 def p_text(p: float) -> str:
@@ -48,7 +67,7 @@ def sentence_of(
     best_one, best_other = f"the best {one} ({fusion})", f"the best {other} ({control})"
     if comparison is None:
         return f"Nothing can be said of {best_one} and {best_other}: they share no measured seed."
-    evidence = f"{METRIC_WORDS[comparison.metric]} {difference_text(comparison)}, {_basis(comparison)}"
+    evidence = f"{kind(comparison.metric)} {difference_text(comparison)}, {_basis(comparison)}"
     if hindrance:
         return f"No verdict yet, as {hindrance}; so far {best_one} against {best_other}: {evidence}."
     if comparison.verdict == "wins":

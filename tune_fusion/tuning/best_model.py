@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tune_fusion.records import SearchRecord, TrialRecord, jsonable
@@ -23,17 +24,9 @@ def write_model(
     best = None if trial is None else trial.best_epoch(record.metric, record.direction)
     if trial is None or best is None or not folder.weights(trial.number).exists():
         return None
-    save_model(
-        folder.model,
-        bench,
-        folder.weights(trial.number),
-        configuration=jsonable(trial.configuration),
-        epoch=int(best.pop("epoch")),
-        # Not the seconds: the same trial leaves the same file.
-        metrics={name: value for name, value in best.items() if name.startswith("val_")},
-        signature=signature_json(bench.data.channels, len(bench.data.classes)),
-    )
-    return best_model(folder, trial)
+    # Not the seconds: the same trial leaves the same file.
+    metrics = {name: value for name, value in best.items() if name.startswith("val_")}
+    return _write(folder, bench, trial, folder.weights(trial.number), int(best["epoch"]), metrics)
 
 
 def write_retrained(
@@ -43,14 +36,27 @@ def write_retrained(
 
     Nothing was measured with these weights: every image that could do so was trained on, or is a test image.
     """
+    return _write(folder, bench, trial, weights, epochs, {}, whole=True)
+
+
+def _write(
+    folder: RunFolder,
+    bench: Workbench,
+    trial: TrialRecord,
+    weights: Path,
+    epoch: int,
+    metrics: Mapping[str, float],
+    *,
+    whole: bool = False,
+) -> BestModel | None:
     save_model(
         folder.model,
         bench,
         weights,
         configuration=jsonable(trial.configuration),
-        epoch=epochs,
-        metrics={},
+        epoch=epoch,
+        metrics=metrics,
         signature=signature_json(bench.data.channels, len(bench.data.classes)),
-        whole=True,
+        whole=whole,
     )
     return best_model(folder, trial)

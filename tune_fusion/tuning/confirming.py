@@ -16,7 +16,6 @@ from tune_fusion.errors import InputError, TuneFusionError
 from tune_fusion.events import Chronicle, Session
 from tune_fusion.records import SearchRecord, TrialRecord
 from tune_fusion.reporting.answer import Answer, answer
-from tune_fusion.reporting.page import write_report
 from tune_fusion.reporting.results import read_json, write_json, write_trials
 from tune_fusion.runs import Past, RunFolder, read_past
 from tune_fusion.space.sampling import Arm
@@ -248,6 +247,9 @@ class _Confirmation(Running):
         write_json(self._folder.answer, content)
 
     def _report(self, content: dict[str, Any]) -> None:
+        # As for a search: not before it is needed.
+        from tune_fusion.reporting.page import write_report
+
         search = self.search
         write_report(search.folder, search.chronicle, self._answer(), read_json(search.folder.result))
 

@@ -10,7 +10,6 @@ import torch
 
 from tune_fusion.events import Chronicle
 from tune_fusion.records import SearchRecord
-from tune_fusion.reporting.page import write_report
 from tune_fusion.reporting.results import read_answer, result, write_results
 from tune_fusion.runs import Past
 from tune_fusion.tracking.mlflow_logger import BestModel
@@ -122,6 +121,9 @@ class _SearchRun(Running):
         write_results(self._folder, self._record, content)
 
     def _report(self, content: dict[str, Any]) -> None:
+        # Matplotlib and what else draws takes seconds to import: at the end, where nobody waits for a trial.
+        from tune_fusion.reporting.page import write_report
+
         write_report(self._folder, self.engine.chronicle, read_answer(self._folder), content)
 
     def _result(self, ending: Ending, facts: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def finalists(record: SearchRecord, top: int) -> list[TrialRecord]:
     Single optimizers count wherever the search found them. In a search without fusions the two kinds are its
     arms. Trials that diverged, failed or have not ended are left out; the best of each kind come first.
     """
-    sign = 1.0 if record.direction == "max" else -1.0
+    sign = record.sign
     usable = [trial for trial in record.known if trial.state in _USABLE and record.value(trial) is not None]
     ranked = sorted(usable, key=lambda trial: -sign * (record.value(trial) or 0.0))  # ties: the earlier one
     chosen = [
@@ -95,7 +95,7 @@ def as_finalist(search: SearchRecord, trial: TrialRecord, runs: Sequence[TrialRe
 
 def best_run(confirmation: SearchRecord, runs: Sequence[TrialRecord]) -> TrialRecord | None:
     """The complete run with the best validation value; None where there is none. Test data choose nothing."""
-    sign = 1.0 if confirmation.direction == "max" else -1.0
+    sign = confirmation.sign
     valued = [
         (sign * value, -run.number, run)
         for run in runs

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from tune_fusion.reporting.results import read_json
 from tune_fusion.runs import RunFolder
 from tune_fusion.tuning.delivering import deliver_rest
 from tune_fusion.tuning.opening import reopened
@@ -27,9 +26,8 @@ def revisit(request: Request, trials: int | None) -> Outcome | None:
             return None
         if not _reported(past.folder):
             return None  # its driver was killed in its last moment: the report is written again
-        try:
-            content = json.loads(past.folder.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        content = read_json(past.folder.result)
+        if content is None:
             return None  # running what is left, which is nothing, writes it again
         request = as_before(request, past.session)
         moved = moved_store(request, past.session)

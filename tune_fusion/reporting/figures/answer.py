@@ -15,23 +15,7 @@ from tune_fusion.reporting.figures.style import (
     new_figure,
     styled,
 )
-
-_UNCONFIRMED = "Nothing is confirmed yet: no test data have been read."
-
-
-def in_units(metric: str, difference: float) -> float:
-    """A difference as it is shown: percentage points of accuracy and F1, nats of loss."""
-    return difference if "loss" in metric else 100.0 * difference
-
-
-def unit(metric: str) -> str:
-    """What `in_units` gives: ``points`` or ``nats``."""
-    return "nats" if "loss" in metric else "points"
-
-
-def kind(metric: str) -> str:
-    """``validation accuracy`` for ``val_accuracy``."""
-    return metric.replace("val_", "validation_").replace("macro_f1", "macro-F1").replace("_", " ")
+from tune_fusion.reporting.wording import UNCONFIRMED, in_units, kind, unit
 
 
 @styled
@@ -39,7 +23,7 @@ def differences(answer: Answer | None) -> Drawn:
     """Best fusion minus best control, seed by seed, with the mean and its 95 % interval."""
     name, title = "differences", "Fusion minus control, seed by seed"
     if answer is None or not answer.comparisons:
-        note = _UNCONFIRMED if answer is None else "No seed was measured for both a fusion and a control."
+        note = UNCONFIRMED if answer is None else "No seed was measured for both a fusion and a control."
         return Drawn(name, title, None, note)
     comparison = answer.comparisons[0]
     seeds = sorted(comparison.differences)
@@ -82,7 +66,7 @@ def promises(answer: Answer | None) -> Drawn:
     """Each finalist's value in the search beside its test values with fresh seeds."""
     name, title = "promises", "What the search promised, and what fresh seeds gave"
     if answer is None:
-        return Drawn(name, title, None, _UNCONFIRMED)
+        return Drawn(name, title, None, UNCONFIRMED)
     metric = matching_test_metric(answer.metric)
     shown = sorted(
         (finalist for finalist in answer.finalists if finalist.n(metric)),

@@ -31,7 +31,7 @@ _MOST_NAMED = 8
 
 def best_trial(record: SearchRecord) -> TrialRecord | None:
     """The best trial that has HN_Adam's statistics; diverged ones do not count."""
-    sign = 1.0 if record.direction == "max" else -1.0
+    sign = record.sign
     ranked = [
         (sign * value, -place, trial)
         for place, trial in enumerate(record.known)

@@ -217,7 +217,7 @@ def parallel_coordinates(record: SearchRecord) -> Drawn:
     figure, axes = new_figure(8.0, 3.8)
     colors = mpl.colormaps[SEQUENTIAL + ("_r" if record.direction == "max" else "")]
     ranks = lines[-1].places
-    sign = 1 if record.direction == "max" else -1
+    sign = record.sign
     order = sorted(range(len(trials)), key=lambda index: sign * ranks[index])
     for index in order:
         best = index == order[-1]

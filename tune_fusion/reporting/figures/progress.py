@@ -53,7 +53,7 @@ def best_so_far(record: SearchRecord, arm: str | None = None) -> list[Step]:
 
     Diverged trials spend epochs and give no value, as in the result; there is no step before the first value.
     """
-    sign = 1.0 if record.direction == "max" else -1.0
+    sign = record.sign
     heard = sorted(
         (at, trial.number, epoch)
         for trial in record.trials

@@ -85,7 +85,7 @@ def early_choices(record: SearchRecord) -> list[EarlyChoice]:
 
     Trials that ended before so many epochs, or diverged by then, are not among those to choose from.
     """
-    sign = 1.0 if record.direction == "max" else -1.0
+    sign = record.sign
     done = {trial.number: sign * (record.value(trial) or 0.0) for trial in finished(record)}
     choices = []
     for epoch in range(1, max((len(trial.epochs) for trial in record.trials), default=0) + 1):
