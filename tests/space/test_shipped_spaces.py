@@ -18,6 +18,7 @@ SHIPPED = (
     "digits",
     "effnet",
     "effnet_lite",
+    "fashion_cnn",
     "fashion_mnist",
     "folder",
     "hn_adam_cifar10",
