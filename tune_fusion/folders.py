@@ -1,11 +1,19 @@
-"""Folders that a command is going to make: checked before hours are spent on what goes into them."""
+"""Folders: the cache, and those that a command is going to make, checked before hours are spent for them."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 from tune_fusion.errors import InputError
+
+CACHE_VARIABLE = "TUNE_FUSION_CACHE"
+
+
+def cache_root() -> Path:
+    """Where what can be made again is kept: $TUNE_FUSION_CACHE, else ``~/.cache/tune_fusion``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tune_fusion").expanduser()
 
 
 def new_folder(path: Path, place: str, name_place: str | None = None) -> Path:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
+from tune_fusion.optim import hn_adam_kernel
 from tune_fusion.optim.adaptive_norm import SecondMoment, direction
 from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics, Tally
 
@@ -83,8 +84,10 @@ class HNAdam(Optimizer):
             added to the gradient.
         maximize: climb instead of descend.
         foreach: True joins small tensors and cuts large ones, so that every operation has a good size; False
-            takes tensor after tensor; None is True on CPU and CUDA. The numbers agree to rounding, and do not
-            depend on which parameters share the optimizer.
+            takes tensor after tensor; None is True on CPU and CUDA.
+        fused: True steps in one pass of machine code whatever that can be had for (`hn_adam_kernel`: float32
+            on a CPU with a C compiler), and the rest as `foreach` says; False steps everything so. Whichever
+            way, the numbers agree to rounding, and do not depend on which parameters share the optimizer.
 
     State has the parameter's dtype, float32 for float16 and bfloat16 parameters; the step is then taken in
     float32 and rounded once. ``collect_statistics`` may be switched at any time: while it is True, steps are
@@ -109,6 +112,7 @@ class HNAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool = True,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -120,6 +124,7 @@ class HNAdam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             "foreach": foreach,
+            "fused": fused,
         }
         _check_options(defaults)
         self._tally = Tally()
@@ -158,7 +163,9 @@ class HNAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for batch, join in self._batches(group):
+            entries = self._entries(group)
+            left = self._step_fused(entries, group) if group["fused"] else entries
+            for batch, join in _batches(left, group["foreach"]):
                 self._update(batch, join, group)
         return loss
 
@@ -175,6 +182,8 @@ class HNAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("fused", True)
         self.__dict__.setdefault("_tally", Tally())
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -198,9 +207,9 @@ class HNAdam(Optimizer):
                     for name, value in loaded["state"].get(key, {}).items():
                         self.state[p][name] = value.to(device=p.device, dtype=torch.float32, copy=True)
 
-    def _batches(self, group: dict[str, Any]) -> Iterator[tuple[list[_Entry], bool]]:
-        """The group's parameters that have gradients, by device and dtype; and whether to join them."""
-        by_kind: defaultdict[tuple[torch.device, torch.dtype], list[_Entry]] = defaultdict(list)
+    def _entries(self, group: dict[str, Any]) -> list[_Entry]:
+        """The group's parameters that have gradients."""
+        entries = []
         second, running_max = _SECOND[group["second_moment"]]
         for p in group["params"]:
             if p.grad is None:
@@ -213,10 +222,34 @@ class HNAdam(Optimizer):
             state = self.state[p]
             m, v = _buffer(state, _FIRST, p), _buffer(state, second, p)
             v_max = _buffer(state, running_max, p) if group["lambda0"] < 3 else None
-            by_kind[p.device, p.dtype].append(_Entry(p, p, p.grad, m, v, v_max))
-        for (device, _), entries in by_kind.items():
-            join = device.type in ("cpu", "cuda") if group["foreach"] is None else group["foreach"]
-            yield from _batched(entries, device) if join else (([entry], False) for entry in entries)
+            entries.append(_Entry(p, p, p.grad, m, v, v_max))
+        return entries
+
+    def _step_fused(self, entries: list[_Entry], group: dict[str, Any]) -> list[_Entry]:
+        """Step what the kernel can; returns what is left."""
+        ours: list[_Entry] = []
+        left: list[_Entry] = []
+        for entry in entries:
+            (ours if hn_adam_kernel.fits(entry[1:]) else left).append(entry)
+        kernel = hn_adam_kernel.load_kernel() if ours else None
+        if kernel is None:
+            return entries
+        decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
+        options = hn_adam_kernel.Options(
+            lr=float(group["lr"]),
+            betas=group["betas"],
+            eps=group["eps"],
+            lambda0=group["lambda0"],
+            root=group["second_moment"] == "root",
+            maximize=group["maximize"],
+            coupled_decay=0.0 if decoupled else decay,
+            decoupled_decay=decay if decoupled else 0.0,
+        )
+        totals = kernel.step([entry[1:] for entry in ours], options, observe=self.collect_statistics)
+        if totals is not None:
+            owners = [entry.owner for entry in ours]
+            self._tally.add(torch.from_numpy(totals).unbind(), owners, [p.numel() for p in owners])
+        return left
 
     def _update(self, batch: list[_Entry], join: bool, group: dict[str, Any]) -> None:
         owners, params, grads, *states = (
@@ -241,7 +274,7 @@ class HNAdam(Optimizer):
                 torch._foreach_copy_(tensors, _split(flat, tensors))
         torch._foreach_sub_(params, _split(step, params) if join else [step])
         if self.collect_statistics:
-            self._tally.add(lam, owners, [p.numel() for p in params])
+            self._tally.add_norms(lam, owners, [p.numel() for p in params])
 
 
 def _buffer(state: dict[str, Tensor], name: str, p: Tensor) -> Tensor:
@@ -250,6 +283,16 @@ def _buffer(state: dict[str, Tensor], name: str, p: Tensor) -> Tensor:
         dtype = torch.float32 if p.dtype in _SIXTEEN_BIT else p.dtype
         state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
     return state[name]
+
+
+def _batches(entries: list[_Entry], foreach: bool | None) -> Iterator[tuple[list[_Entry], bool]]:
+    """The entries by device and dtype, and whether to join them."""
+    by_kind: defaultdict[tuple[torch.device, torch.dtype], list[_Entry]] = defaultdict(list)
+    for entry in entries:
+        by_kind[entry.param.device, entry.param.dtype].append(entry)
+    for (device, _), alike in by_kind.items():
+        join = device.type in ("cpu", "cuda") if foreach is None else foreach
+        yield from _batched(alike, device) if join else (([entry], False) for entry in alike)
 
 
 def _batched(entries: list[_Entry], device: torch.device) -> Iterator[tuple[list[_Entry], bool]]:
@@ -340,7 +383,7 @@ def _check_options(options: dict[str, Any]) -> None:
         _check_number(f"betas[{index}]", beta, 0, math.nextafter(1, 0), f"0 <= betas[{index}] < 1")
     if options["second_moment"] not in _SECOND:
         raise ValueError(f"second_moment must be 'paper' or 'root', got {options['second_moment']!r}")
-    for flag in ("decoupled_weight_decay", "maximize"):
+    for flag in ("decoupled_weight_decay", "maximize", "fused"):
         if not isinstance(options[flag], bool):
             raise TypeError(f"{flag} must be True or False, got {options[flag]!r}")
     if not (options["foreach"] is None or isinstance(options["foreach"], bool)):

@@ -52,10 +52,10 @@ class Tally:
     """Sums by parameter that stay on the parameters' devices, so that observing makes no device wait."""
 
     def __init__(self) -> None:
-        self._sums: dict[Tensor, tuple[Tensor, Tensor]] = {}
+        self._sums: dict[Tensor, Tensor] = {}
         self._elements: defaultdict[Tensor, int] = defaultdict(int)
 
-    def add(self, lam: Tensor, params: Sequence[Tensor], sizes: list[int]) -> None:
+    def add_norms(self, lam: Tensor, params: Sequence[Tensor], sizes: list[int]) -> None:
         """Count Λ of one step.
 
         Args:
@@ -66,25 +66,31 @@ class Tally:
         pieces = torch.split(lam[: sum(sizes)], sizes) if lam.ndim == 1 else (lam,)
         # MPS has no float64; its sums are added in float32.
         kind = torch.float32 if lam.device.type == "mps" else torch.float64
-        new = [sum_ for piece in pieces for sum_ in ((piece < 2).sum(dtype=kind), piece.sum(dtype=kind))]
-        for p, size in zip(params, sizes, strict=True):
+        rows = [torch.stack([(piece < 2).sum(dtype=kind), piece.sum(dtype=kind)]) for piece in pieces]
+        self.add(rows, params, sizes)
+
+    def add(self, rows: Sequence[Tensor], params: Sequence[Tensor], sizes: list[int]) -> None:
+        """Count one step by its sums: of each of `params`, how many Λ are below 2, and the sum of Λ.
+
+        Args:
+            rows: one tensor [2] for each parameter, on its device.
+            params: whose Λ they are.
+            sizes: elements of each that were counted.
+        """
+        for p, row, size in zip(params, rows, sizes, strict=True):
             if p not in self._sums:
-                self._sums[p] = _zeros(lam.device, kind)
+                self._sums[p] = torch.zeros_like(row)
             self._elements[p] += size
-        torch._foreach_add_([sum_ for p in params for sum_ in self._sums[p]], new)
+        torch._foreach_add_([self._sums[p] for p in params], list(rows))
 
     def read(self) -> dict[Tensor, HNAdamStatistics]:
         """What was counted, by parameter. Waits for each device once."""
         by_device: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
-        for p, (branch, _) in self._sums.items():
-            by_device[branch.device].append(p)
+        for p, sums in self._sums.items():
+            by_device[sums.device].append(p)
         found: dict[Tensor, HNAdamStatistics] = {}
         for params in by_device.values():
-            values = torch.stack([sum_ for p in params for sum_ in self._sums[p]]).tolist()
-            for p, branch, total in zip(params, values[::2], values[1::2], strict=True):
+            values = torch.stack([self._sums[p] for p in params]).tolist()
+            for p, (branch, total) in zip(params, values, strict=True):
                 found[p] = HNAdamStatistics(self._elements[p], round(branch), total)
         return found
-
-
-def _zeros(device: torch.device, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.zeros((), dtype=kind, device=device), torch.zeros((), dtype=kind, device=device)

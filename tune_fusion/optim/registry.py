@@ -119,6 +119,8 @@ def factory(name: str, settings: Mapping[str, object]) -> OptimizerFactory:
     return OptimizerFactory(name, dict(settings))
 
 
+# Where torch 2.11 and later have fused SGD, Adam, AdamW and Adagrad.
+_FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 _COUPLED = " (times the parameter, added to the gradient)"
 _DECOUPLED = " (times lr: the share by which parameters shrink a step)"
 
@@ -144,10 +146,20 @@ def _from(module: str, name: str, **fixed: object) -> _Constructor:
     return construct
 
 
+def _fused(name: str, **fixed: object) -> _Constructor:
+    """As `_from`, one of torch's optimizers that steps in a single pass where torch has that."""
+
+    def construct(params: list[nn.Parameter], values: dict[str, Any]) -> Optimizer:
+        fused = all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in params)
+        return _from("torch.optim", name, fused=fused, **fixed)(params, values)
+
+    return construct
+
+
 def _sgd(params: list[nn.Parameter], values: dict[str, Any]) -> Optimizer:
     # torch refuses nesterov without momentum, where it would change nothing; a search may draw that.
     values["nesterov"] = values["nesterov"] and values["momentum"] > 0
-    return _from("torch.optim", "SGD")(params, values)
+    return _fused("SGD")(params, values)
 
 
 def _muon(params: list[nn.Parameter], values: dict[str, Any]) -> Optimizer:
@@ -162,7 +174,7 @@ def _muon(params: list[nn.Parameter], values: dict[str, Any]) -> Optimizer:
         # With this scaling updates are as large as AdamW's, so that both share a learning rate.
         parts["matrices"] = _from("torch.optim", "Muon", adjust_lr_fn="match_rms_adamw")(matrices, values)
     if others:
-        parts["others"] = _from("torch.optim", "AdamW")(others, shared)
+        parts["others"] = _fused("AdamW")(others, shared)
     optimizer: Optimizer = composite(parts)
     return optimizer
 
@@ -202,7 +214,7 @@ _ENTRIES = (
         "Kingma & Ba 2015, arXiv 1412.6980",
         _adam_like(1e-3, betas(0.9, 0.999), 1e-8),
         _ADAM_RATES,
-        _from("torch.optim", "Adam"),
+        _fused("Adam"),
     ),
     OptimizerInfo(
         "adamw",
@@ -211,7 +223,7 @@ _ENTRIES = (
         "Loshchilov & Hutter 2019, arXiv 1711.05101",
         _adam_like(1e-3, betas(0.9, 0.999), 1e-8, 1e-2, _DECOUPLED),
         {**_ADAM_RATES, "weight_decay": {"log": [1e-3, 1e-1]}},
-        _from("torch.optim", "AdamW"),
+        _fused("AdamW"),
     ),
     OptimizerInfo(
         "radam",
@@ -241,7 +253,7 @@ _ENTRIES = (
         "Reddi, Kale & Kumar 2018, arXiv 1904.09237",
         _adam_like(1e-3, betas(0.9, 0.999), 1e-8),
         _ADAM_RATES,
-        _from("torch.optim", "Adam", amsgrad=True),
+        _fused("Adam", amsgrad=True),
     ),
     OptimizerInfo(
         "rmsprop",
@@ -272,7 +284,7 @@ _ENTRIES = (
             "weight_decay": not_negative("weight_decay", 0.0, _COUPLED),
         },
         {"lr": {"log": [1e-4, 1e-1]}},
-        _from("torch.optim", "Adagrad"),
+        _fused("Adagrad"),
     ),
     OptimizerInfo(
         "adadelta",
