@@ -126,7 +126,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_its_spaces_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("*.py", "*.json", "*.html")
+    kinds = ("*.py", "*.c", "*.json", "*.html")
     ours = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "tune_fusion").rglob(kind)}
     spaces = {f"tune_fusion/{path.relative_to(ROOT)}" for path in (ROOT / "search_spaces").rglob("*.yaml")}
     assert "tune_fusion/search_spaces/papers/table2_vit.yaml" in spaces

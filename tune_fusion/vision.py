@@ -1,16 +1,16 @@
-"""torchvision, timm and torchmetrics: the one module through which the package imports them.
+"""torchvision and timm: the one module through which the package imports them.
 
 PyPI's torchvision wheel for Linux is compiled against CUDA. Beside a CPU-only torch its compiled operators do
 not load, and ``import torchvision`` then fails with "operator torchvision::nms does not exist", because it
-describes the outputs of two operators that nobody has declared. timm and torchmetrics import torchvision and
-fail with it. Declaring the two operators first is enough: image transforms, data sets and models are written
-in Python. Box suppression itself stays unavailable in such an installation, and nothing here needs it.
+describes the outputs of two operators that nobody has declared. timm imports torchvision and fails with it.
+Declaring the two operators first is enough: image transforms, data sets and models are written in Python. Box
+suppression itself stays unavailable in such an installation, and nothing here needs it.
 
 The modules are attributes that load on first use, so importing this module costs nothing::
 
     from tune_fusion.vision import timm, v2       # now torch, torchvision and timm are imported
 
-Code that must import one of the three by its own name calls `prepare_torchvision` before.
+Code that must import one of the two by its own name calls `prepare_torchvision` before.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import timm
-    import torchmetrics
     import torchvision
     from torchvision.transforms import v2
 
 _MODULES = {
     "timm": "timm",
-    "torchmetrics": "torchmetrics",
     "torchvision": "torchvision",
     "v2": "torchvision.transforms.v2",
 }
-__all__ = ["prepare_torchvision", "timm", "torchmetrics", "torchvision", "v2"]
+__all__ = ["prepare_torchvision", "timm", "torchvision", "v2"]
 
 # The operators whose outputs torchvision describes while it is imported, with the schemas it registers.
 _SCHEMAS = {

@@ -99,7 +99,8 @@ def test_the_loop_equals_a_plain_pytorch_loop_bit_for_bit(bench):
     model = bench.renew_model(configuration.training)
     low = [p for layer in bench.layers[:2] for p in layer.parameters.values()]
     high = [p for layer in bench.layers[2:] for p in layer.parameters.values()]
-    adam, sgd = torch.optim.Adam(low, lr=1e-3), torch.optim.SGD(high, lr=0.05, momentum=0.9)
+    adam = torch.optim.Adam(low, lr=1e-3, fused=True)
+    sgd = torch.optim.SGD(high, lr=0.05, momentum=0.9, fused=True)
     batches = bench.training_batches(configuration.training)
     for epoch in (1, 2):
         model.train()

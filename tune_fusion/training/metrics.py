@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tune_fusion import vision
-
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -48,9 +46,8 @@ class Evaluator:
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        # torchmetrics takes seconds to import; here they do not count as evaluation time.
-        f1_score = vision.torchmetrics.classification.MulticlassF1Score
-        self._macro_f1 = f1_score(num_classes=num_classes, average="macro").to(device)
+        self._classes = num_classes
+        self._device = device
 
     @torch.inference_mode()
     def measure(
@@ -58,10 +55,10 @@ class Evaluator:
     ) -> Evaluation:
         """Measure `model` in evaluation mode; it is left in that mode."""
         model.eval()
-        self._macro_f1.reset()
         losses: list[Tensor] = []
         softmax_losses: list[Tensor] = []
-        correct: list[Tensor] = []
+        # [true class x predicted class], flat
+        confusion = torch.zeros(self._classes**2, dtype=torch.int64, device=self._device)
         images_seen = 0
         for images, labels in batches:
             with autocast:
@@ -69,13 +66,28 @@ class Evaluator:
             logits = logits.float()
             losses.append(nn.functional.cross_entropy(logits, labels, reduction="sum"))
             softmax_losses.append(nn.functional.cross_entropy(logits.softmax(1), labels, reduction="sum"))
-            predicted = logits.argmax(dim=1)
-            correct.append((predicted == labels).sum())
-            self._macro_f1.update(predicted, labels)
+            cells = labels * self._classes + logits.argmax(dim=1)
+            confusion.index_add_(0, cells, torch.ones_like(cells))
             images_seen += len(labels)
+        confusion = confusion.view(self._classes, self._classes)
         return Evaluation(
             loss=float(torch.stack(losses).sum()) / images_seen,
-            accuracy=float(torch.stack(correct).sum()) / images_seen,
-            macro_f1=float(self._macro_f1.compute()),
+            accuracy=float(confusion.trace()) / images_seen,
+            macro_f1=macro_f1(confusion),
             loss_softmax=float(torch.stack(softmax_losses).sum()) / images_seen,
         )
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """The mean F1 score, 2 TP / (2 TP + FP + FN), of the classes that were seen or predicted, in [0, 1].
+
+    Args:
+        confusion: int64 [C, C], how many images of each true class (row) were taken for each class (column);
+            at least one.
+    """
+    # Not from torchmetrics, which these are the numbers of: it takes longer to import than some epochs last.
+    right = confusion.diagonal()
+    both = confusion.sum(0) + confusion.sum(1)
+    present = both > 0
+    scores = (2 * right[present]).float() / both[present].float()
+    return float((scores / present.sum()).sum())
