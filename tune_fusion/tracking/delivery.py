@@ -17,6 +17,9 @@ from tune_fusion.tracking.changes import PARENT, Change, Delivered, Pending, run
 from tune_fusion.tracking.store import MlflowStore, passes
 from tune_fusion.tracking.uri import redact
 
+HEAD_START = 10.0
+"""Seconds that a search has to its first result before the store is opened, for which it takes seconds of
+processor time: its workers start meanwhile, and need them."""
 CHILD_PAUSE, PARENT_PAUSE = 2.0, 15.0
 """Seconds between two deliveries to the same unfinished run: calls cost processor time that trials need."""
 FIRST_RETRY, LAST_RETRY, CLOSING_RETRY = 0.5, 20.0, 2.0
@@ -117,12 +120,23 @@ class Delivery:
     # Everything below runs on the thread.
 
     def _work(self) -> None:
+        self._await_results()
         with self._store:
             while not (self._closing and (not self._waiting or self._out_of_patience())):
                 self._collect()
                 self._deliver_due()
         if self._waiting:
             self._give_up()
+
+    def _await_results(self) -> None:
+        """Wait until there is more to deliver than beginnings, but not for long."""
+        until = time.monotonic() + HEAD_START
+        with suppress(queue.Empty):
+            while True:
+                change = self._queue.get(timeout=max(until - time.monotonic(), 0.0))
+                self._take(change)
+                if change is None or change.points or change.ended:
+                    return
 
     def _collect(self) -> None:
         """Wait until there is something to do, then merge everything that was put so far."""

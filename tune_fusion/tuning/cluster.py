@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import ResourceSettings
+from tune_fusion.tuning.own_ray import our_own_ray
 
 # Settings of Ray that must stand in the environment before it is imported.
 _ENVIRONMENT = {
@@ -22,7 +19,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Workers stay in the process group of the Ray that started them: see `_guardian`.
+    # Workers stay in the process group of the Ray that started them: see `own_ray`.
     "RAY_process_group_cleanup_enabled": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -33,8 +30,6 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-# Trials pass nothing through Ray's object store but their configuration.
-_OBJECT_STORE_BYTES = 200 * 2**20
 _CONNECT_SECONDS = 3.0
 
 
@@ -62,7 +57,7 @@ def connected(address: str | None) -> Iterator[None]:
     target = _target(address)
     _check_address(target)
     with ExitStack() as stack:
-        options = stack.enter_context(_our_own_ray()) if target == "local" else {}
+        options = stack.enter_context(our_own_ray()) if target == "local" else {}
         try:
             with _unobtrusive():
                 ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -123,55 +118,6 @@ def _unobtrusive() -> Iterator[None]:
     finally:
         utils.set_sigterm_handler, worker.listen_error_messages = handler, messages
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = failures
-
-
-@contextmanager
-def _our_own_ray() -> Iterator[dict[str, Any]]:
-    """The options of ``ray.init`` for a Ray that only this machine reaches and that ends when we do."""
-    from ray._private import ray_constants, services
-
-    popen, clusters = services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER
-    with _guardian() as group:
-        # Ray's switch for "one machine only", read from the environment when Ray is imported, as it has been
-        # by now. Its servers then listen on 127.0.0.1 instead of all interfaces; `_node_ip_address` does not
-        # do that, as `ray.init` replaces a loopback address there.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        if group is not None:
-            services.ConsolePopen = functools.partial(popen, process_group=group)
-        try:
-            yield {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-        finally:
-            services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, clusters
-
-
-@contextmanager
-def _guardian() -> Iterator[int | None]:
-    """A process group for Ray that is killed when this block is left or when we die, however that happens.
-
-    Left to themselves, workers that start or train while the rest of Ray dies stay for half a minute, and
-    stopped ones for ever. Being no part of our group, Ray also gets none of the signals sent to it (a
-    terminal's Ctrl-C, ``timeout``, a service manager), so that the search can end in order.
-
-    None on other systems than Linux: there Ray needs its processes in our group, and looks after them itself.
-    """
-    if sys.platform != "linux":
-        yield None
-        return
-    # It reads until we close our end of the pipe or die; `kill 0` is its whole group.
-    guardian = subprocess.Popen(
-        ["/bin/sh", "-c", "trap '' HUP INT TERM; read _; kill -9 0"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        process_group=0,
-    )
-    assert guardian.stdin is not None
-    try:
-        yield guardian.pid
-    finally:
-        guardian.stdin.close()
-        guardian.wait()
 
 
 def _check_address(target: str) -> None:

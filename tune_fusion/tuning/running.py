@@ -5,10 +5,12 @@ What a search and a confirmation have in common; each says by itself what is run
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import socket
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -44,6 +46,8 @@ from tune_fusion.tuning.trainable import TrialPlan
 
 # Seconds that running epochs are given to end once the session is interrupted.
 _DRAIN_SECONDS = 2.5
+# What draws takes long to import.
+_REPORT = "tune_fusion.reporting.page"
 _NAMED = 5
 
 
@@ -82,6 +86,7 @@ class Running(ABC):
         self._nodes = nodes
         self._trouble = Trouble()
         self._drain_until = 0.0
+        self._report_at_hand = False
 
     @abstractmethod
     def _begin(self) -> None:
@@ -313,6 +318,10 @@ class Running(ABC):
     def _check(self) -> None:
         """Raise what must end the search now; called at every turn of Ray's loop."""
         engine = self.engine
+        if not self._report_at_hand and engine.next_arm() is None:
+            # The last trials run, and some slots are free: what takes a second at the end is done now.
+            self._report_at_hand = True
+            threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()
         if engine.broken:
             raise TuneFusionError(f"the first trials all failed alike: {engine.broken}")
         if self._interruption.signalled and not engine.finished:

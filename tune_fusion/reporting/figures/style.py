@@ -85,6 +85,7 @@ def svg(drawn: Drawn) -> str:
     text = io.StringIO()
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": drawn.name}):
         drawn.figure.savefig(text, format="svg", metadata={"Date": None})
+        drawn.figure.set_layout_engine("none")  # the layout is found once, which takes as long as drawing
     element = text.getvalue()
     element = element[element.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
@@ -102,6 +103,7 @@ def png(drawn: Drawn) -> bytes:
     picture = io.BytesIO()
     with mpl.rc_context(_SETTINGS):
         drawn.figure.savefig(picture, format="png", dpi=_PNG_DPI)
+        drawn.figure.set_layout_engine("none")
     return picture.getvalue()
 
 
