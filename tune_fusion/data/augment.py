@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tune_fusion import vision
+from tune_fusion.data.boxes import cut_squares, random_boxes, resize_boxes
 from tune_fusion.data.cache import stored_side
 
 Apply = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -83,8 +84,13 @@ def scoped_generator(*words: int) -> torch.Generator:
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2."""
-    chosen = (torch.rand(len(images), generator=generator) < 0.5).view(-1, 1, 1, 1).to(images.device)
-    return torch.where(chosen, images.flip(-1), images)
+    mirrored = _coin(len(images), generator)
+    both = torch.cat([images, images.flip(-1)])
+    return both.index_select(0, (torch.arange(len(images)) + len(images) * mirrored).to(images.device))
+
+
+def _coin(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator) < 0.5
 
 
 def _none(images: Tensor, _size: int, _generator: torch.Generator) -> Tensor:
@@ -99,16 +105,15 @@ def _crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     if min(images.shape[-2:]) <= size:
         images = torch.nn.functional.pad(images, [max(1, size // 8)] * 4)
     height, width = images.shape[-2:]
-    tops = torch.randint(height - size + 1, (len(images),), generator=generator).tolist()
-    lefts = torch.randint(width - size + 1, (len(images),), generator=generator).tolist()
-    places = zip(images, tops, lefts, strict=True)
-    cut = torch.stack([image[:, top : top + size, left : left + size] for image, top, left in places])
-    return flip(cut, generator)
+    tops = torch.randint(height - size + 1, (len(images),), generator=generator)
+    lefts = torch.randint(width - size + 1, (len(images),), generator=generator)
+    return flip(cut_squares(images, tops, lefts, size), generator)
 
 
 def _resized_crop(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    transform = vision.v2.RandomResizedCrop(size, antialias=True)
-    return flip(_one_by_one(transform, images, generator), generator)
+    height, width = images.shape[-2:]
+    boxes = random_boxes(len(images), height, width, generator)
+    return resize_boxes(images, boxes, _coin(len(images), generator), size)
 
 
 def _trivial(images: Tensor, _size: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tune_fusion.data.augment import AUGMENTATIONS, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
+from tune_fusion.data.feeding import Buffers, ahead
 from tune_fusion.errors import suggest
 
 # Resized images are kept whole up to this size, and kept on an accelerator up to that one.
@@ -74,20 +75,22 @@ class Batches:
         if min(std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
         self._augmentation = AUGMENTATIONS[augment]
+        self._device = device
         height, width = split.images.shape[-2:]
         self._geometry = Geometry((height, width), image_size, self._augmentation.wants_room)
         self._split, self._ready = _prepare(split, self._geometry, device)
         channels = split.images.shape[1]
         std_ = torch.tensor(_per_channel("std", std, channels), dtype=torch.float64)
         mean_ = torch.tensor(_per_channel("mean", mean, channels), dtype=torch.float64)
-        self._scale = (1 / (255 * std_)).to(torch.float32).view(-1, 1, 1).to(device)
-        self._shift = (-mean_ / std_).to(torch.float32).view(-1, 1, 1).to(device)
+        # In full size where channels come last: the batch is gone through in one run then, and not by pixels.
+        full = (channels, image_size, image_size) if channels_last else (channels, 1, 1)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._scale = self._constant(1 / (255 * std_), full)
+        self._shift = self._constant(-mean_ / std_, full)
         self._batch_size = batch_size
         self._image_size = image_size
         self._shuffle = shuffle
         self._seed = seed
-        self._device = device
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -102,49 +105,68 @@ class Batches:
             order = torch.randperm(images, generator=scoped_generator(self._seed, number, _SHUFFLE))
         order = order.to(home)
         labels = self._split.labels[order].to(self._device)
-        for batch, start in enumerate(self._starts()):
-            positions = order[start : start + self._batch_size]
-            pixels = self._to_device(self._split.take(positions))
-            if not self._ready:
-                pixels = self._geometry.apply(pixels)
+        taken = self._take(order)
+        if self._split.images.device.type != self._device.type:
+            taken = ahead(taken)
+        buffers = Buffers()
+        for batch, (start, pixels) in enumerate(zip(self._starts(), taken, strict=True)):
             generator = scoped_generator(self._seed, number, _AUGMENT, batch)
-            pixels = self._augmentation.apply(pixels, self._image_size, generator)
-            yield self._normalise(pixels), labels[start : start + self._batch_size]
+            finished = self._finish(pixels, generator, buffers)
+            yield finished, labels[start : start + self._batch_size]
+
+    def _take(self, order: Tensor) -> Iterator[Tensor]:
+        """The stored images of one batch after the other; in memory that an accelerator can read from."""
+        for start in self._starts():
+            pixels = self._split.take(order[start : start + self._batch_size])
+            pinned = self._device.type == "cuda" and pixels.device.type == "cpu"
+            yield pixels.pin_memory() if pinned else pixels
 
     def _starts(self) -> range:
         images = len(self._split)
         alone = self._shuffle and self._batch_size > 1 and images % self._batch_size == 1
         return range(0, images - alone, self._batch_size)
 
-    def _to_device(self, pixels: Tensor) -> Tensor:
-        if pixels.device.type == self._device.type:
-            return pixels
-        if self._device.type == "cuda":
-            return pixels.pin_memory().to(self._device, non_blocking=True)
-        return pixels.to(self._device)
+    def _constant(self, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        constant = values.to(torch.float32).view(1, -1, 1, 1).expand(1, *shape)
+        return constant.contiguous(memory_format=self._layout).to(self._device)
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        floats = pixels.to(torch.float32, memory_format=self._layout)
-        return torch.addcmul(self._shift, floats, self._scale)
+    def _finish(self, pixels: Tensor, generator: torch.Generator, buffers: Buffers) -> Tensor:
+        """What the model sees of stored images."""
+        pixels = pixels.to(self._device, non_blocking=True)
+        if not self._ready:
+            pixels = self._geometry.apply(pixels)
+        pixels = self._augmentation.apply(pixels, self._image_size, generator)
+        return self._normalise(pixels, buffers)
+
+    def _normalise(self, pixels: Tensor, buffers: Buffers) -> Tensor:
+        if self._device.type == "cpu":
+            channels_last = self._layout == torch.channels_last
+            floats = buffers.empty(tuple(pixels.shape), channels_last=channels_last).copy_(pixels)
+        else:
+            floats = pixels.to(torch.float32, memory_format=self._layout)
+        return torch.addcmul(self._shift, floats, self._scale, out=floats)
 
 
 def _prepare(split: Split, geometry: Geometry, device: torch.device) -> tuple[Split, bool]:
     """What batches are best taken from, and whether `geometry` has been applied to it already."""
-    height, width = geometry.result
-    sized = not geometry.is_identity and _pixel_bytes(split, height, width) <= _KEPT_BYTES
-    ready = sized or geometry.is_identity
-    stored = (height, width) if ready else geometry.stored
-    resident = device.type != "cpu" and _pixel_bytes(split, *stored) <= _RESIDENT_BYTES
-    if not sized and not resident:
+    cut = geometry.resized == geometry.stored
+    sized = not cut and _pixel_bytes(split, geometry.result) <= _KEPT_BYTES
+    ready = cut or sized
+    stored = geometry.result if ready else geometry.stored
+    resident = device.type != "cpu" and _pixel_bytes(split, stored) <= _RESIDENT_BYTES
+    if not resident and (geometry.is_identity or not ready):
         return split, ready
     known = _prepared.setdefault(split, {})
     if (geometry, device) not in known:
         made = _resize(split, geometry) if sized else split
+        if cut:  # a view: what is cut off stays where it lies
+            made = Split(geometry.apply(split.images), split.labels, split.rows)
         known[geometry, device] = _move(made, device) if resident else made
     return known[geometry, device], ready
 
 
-def _pixel_bytes(split: Split, height: int, width: int) -> int:
+def _pixel_bytes(split: Split, size: tuple[int, int]) -> int:
+    height, width = size
     return len(split) * split.images.shape[1] * height * width
 
 
