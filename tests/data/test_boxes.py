@@ -76,12 +76,8 @@ def test_boxes_lie_in_the_image(height, width, seed):
     assert (left + box_width <= width).all()
 
 
-@pytest.mark.parametrize("piece", [1, 2**20])
 @pytest.mark.parametrize(("height", "width", "size"), [(12, 12, 12), (37, 37, 32), (37, 90, 32), (80, 80, 9)])
-def test_resized_boxes_are_within_a_grey_level_of_torchvisions_and_pillows(
-    monkeypatch, height, width, size, piece
-):
-    monkeypatch.setattr(boxes, "_PIECE", piece)
+def test_resized_boxes_are_within_a_grey_level_of_torchvisions_and_pillows(height, width, size):
     images = pictures(24, height, width)
     found = random_boxes(24, height, width, scoped_generator(height))
     found[0] = torch.tensor([0, 0, height, width])

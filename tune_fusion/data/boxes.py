@@ -11,8 +11,6 @@ from torch.nn.functional import embedding_bag
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-# Pixels that are resized at once on a CPU: as floating-point numbers they fit its cache.
-_PIECE = 2**20
 
 
 def cut_squares(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
@@ -96,17 +94,6 @@ def resize_boxes(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> 
     Returns:
         uint8 [B, C, size, size].
     """
-    at_once = len(images)
-    if images.device.type == "cpu":
-        at_once = max(1, _PIECE // math.prod(images.shape[1:]))
-    result = images.new_empty(*images.shape[:2], size, size)
-    for start in range(0, len(images), at_once):
-        piece = slice(start, start + at_once)
-        result[piece] = _resize(images[piece], boxes[piece], mirrored[piece], size)
-    return result
-
-
-def _resize(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
     count, channels, height, width = images.shape
     tops, lefts, heights, widths = boxes.unbind(1)
     rows, row_weights = _taps(tops, heights, size)
@@ -120,7 +107,8 @@ def _resize(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> Tenso
     lower = _add_up(lying, rows + image * height, row_weights)
     turned = lower.view(count, size * channels, width).transpose(1, 2).reshape(count * width, size * channels)
     smaller = _add_up(turned, columns + image * width, column_weights)
-    return smaller.round_().view(count, size, size, channels).permute(0, 3, 2, 1)
+    pixels = smaller.round_().to(torch.uint8).view(count, size, size, channels)
+    return pixels.permute(0, 3, 2, 1)
 
 
 def _taps(starts: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from tune_fusion.data.augment import AUGMENTATIONS, Geometry, scoped_generator
+from tune_fusion.data.augment import AUGMENTATIONS, Choices, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
 from tune_fusion.data.feeding import Buffers, ahead
 from tune_fusion.errors import suggest
@@ -17,6 +18,8 @@ from tune_fusion.errors import suggest
 _KEPT_BYTES = 512 * 2**20
 _RESIDENT_BYTES = 2**30
 _CHUNK = 1024
+# On a CPU so many pixels are gone through at once: as floating-point numbers they fit its cache.
+_PART_PIXELS = 2**20
 
 _SHUFFLE, _AUGMENT = range(2)
 # What `_prepare` made of each split, so that trial after trial of one process finds it ready. Holds no split
@@ -88,6 +91,10 @@ class Batches:
         self._scale = self._constant(1 / (255 * std_), full)
         self._shift = self._constant(-mean_ / std_, full)
         self._batch_size = batch_size
+        self._at_once = batch_size
+        if device.type == "cpu":
+            largest = max(math.prod(self._split.images.shape[-2:]), image_size**2)
+            self._at_once = max(1, min(batch_size, _PART_PIXELS // (channels * largest)))
         self._image_size = image_size
         self._shuffle = shuffle
         self._seed = seed
@@ -98,28 +105,37 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number`: float32 [B, C, S, S] and int64 [B], on the device."""
-        images = len(self._split)
         home = self._split.labels.device
-        order = torch.arange(images)
+        order = torch.arange(len(self._split))
         if self._shuffle:
-            order = torch.randperm(images, generator=scoped_generator(self._seed, number, _SHUFFLE))
+            order = torch.randperm(len(order), generator=scoped_generator(self._seed, number, _SHUFFLE))
         order = order.to(home)
         labels = self._split.labels[order].to(self._device)
         taken = self._take(order)
         if self._split.images.device.type != self._device.type:
             taken = ahead(taken)
         buffers = Buffers()
-        for batch, (start, pixels) in enumerate(zip(self._starts(), taken, strict=True)):
+        for batch, start in enumerate(self._starts()):
+            mine = labels[start : start + self._batch_size]
             generator = scoped_generator(self._seed, number, _AUGMENT, batch)
-            finished = self._finish(pixels, generator, buffers)
-            yield finished, labels[start : start + self._batch_size]
+            choices = self._augmentation.draw(len(mine), self._geometry.result, self._image_size, generator)
+            images = self._empty(len(mine), buffers)
+            for part in self._parts(len(mine)):
+                self._finish(next(taken), choices, part, images[part])
+            yield images, mine
+
+    def _parts(self, count: int) -> list[slice]:
+        """The parts of a batch of `count` images that are gone through one after the other."""
+        return [slice(first, first + self._at_once) for first in range(0, count, self._at_once)]
 
     def _take(self, order: Tensor) -> Iterator[Tensor]:
-        """The stored images of one batch after the other; in memory that an accelerator can read from."""
+        """The stored images, part after part of each batch; in memory that an accelerator can read from."""
         for start in self._starts():
-            pixels = self._split.take(order[start : start + self._batch_size])
-            pinned = self._device.type == "cuda" and pixels.device.type == "cpu"
-            yield pixels.pin_memory() if pinned else pixels
+            batch = order[start : start + self._batch_size]
+            for part in self._parts(len(batch)):
+                pixels = self._split.take(batch[part])
+                pinned = self._device.type == "cuda" and pixels.device.type == "cpu"
+                yield pixels.pin_memory() if pinned else pixels
 
     def _starts(self) -> range:
         images = len(self._split)
@@ -130,21 +146,19 @@ class Batches:
         constant = values.to(torch.float32).view(1, -1, 1, 1).expand(1, *shape)
         return constant.contiguous(memory_format=self._layout).to(self._device)
 
-    def _finish(self, pixels: Tensor, generator: torch.Generator, buffers: Buffers) -> Tensor:
-        """What the model sees of stored images."""
+    def _empty(self, count: int, buffers: Buffers) -> Tensor:
+        shape = (count, self._split.images.shape[1], self._image_size, self._image_size)
+        if self._device.type == "cpu":
+            return buffers.empty(shape, channels_last=self._layout == torch.channels_last)
+        return torch.empty(shape, device=self._device, memory_format=self._layout)
+
+    def _finish(self, pixels: Tensor, choices: Choices, part: slice, result: Tensor) -> None:
+        """Fill `result` with what the model sees of the stored images `pixels`."""
         pixels = pixels.to(self._device, non_blocking=True)
         if not self._ready:
             pixels = self._geometry.apply(pixels)
-        pixels = self._augmentation.apply(pixels, self._image_size, generator)
-        return self._normalise(pixels, buffers)
-
-    def _normalise(self, pixels: Tensor, buffers: Buffers) -> Tensor:
-        if self._device.type == "cpu":
-            channels_last = self._layout == torch.channels_last
-            floats = buffers.empty(tuple(pixels.shape), channels_last=channels_last).copy_(pixels)
-        else:
-            floats = pixels.to(torch.float32, memory_format=self._layout)
-        return torch.addcmul(self._shift, floats, self._scale, out=floats)
+        floats = choices(pixels, part).to(torch.float32, memory_format=self._layout)
+        torch.addcmul(self._shift, floats, self._scale, out=result)
 
 
 def _prepare(split: Split, geometry: Geometry, device: torch.device) -> tuple[Split, bool]:
