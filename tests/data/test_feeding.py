@@ -1,9 +1,8 @@
 import threading
 
 import pytest
-import torch
 
-from tune_fusion.data.feeding import Buffers, ahead
+from tune_fusion.data.feeding import ahead
 
 
 def threads() -> list[str]:
@@ -57,47 +56,3 @@ def test_who_stops_early_leaves_no_thread_behind():
 
     assert use() == 3
     assert threads() == []
-
-
-def test_memory_is_used_again_once_nothing_refers_to_it():
-    buffers = Buffers()
-    first = buffers.empty((4, 3, 8, 8))
-    place = first.data_ptr()
-    view = first[1:, :, ::2]
-    del first
-    second = buffers.empty((4, 3, 8, 8))
-    assert second.data_ptr() != place
-    del view
-    third = buffers.empty((2, 3, 8, 8), channels_last=True)
-    assert third.data_ptr() == place
-    assert third.shape == (2, 3, 8, 8)
-    assert third.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_memory_that_a_backward_pass_needs_is_not_used_again():
-    buffers = Buffers()
-    batch = buffers.empty((4, 1, 2, 2)).fill_(3.0)
-    place = batch.data_ptr()
-    weight = torch.ones((), requires_grad=True)
-    loss = (weight * batch).sum()
-    del batch
-    assert buffers.empty((4, 1, 2, 2)).fill_(100.0).data_ptr() != place
-    loss.backward()
-    assert weight.grad == 48
-    del loss
-    assert buffers.empty((4, 1, 2, 2)).data_ptr() in {place}
-
-
-def test_larger_tensors_get_memory_of_their_own():
-    buffers = Buffers()
-    buffers.empty((1, 1, 2, 2))
-    large = buffers.empty((3, 1, 2, 2)).fill_(1.0)
-    assert large.sum() == 12
-
-
-def test_few_buffers_are_kept():
-    buffers = Buffers()
-    held = [buffers.empty((1, 1, 4, 4)) for _ in range(10)]
-    assert len({tensor.data_ptr() for tensor in held}) == 10
-    held.clear()
-    assert len(buffers._spare) == 2

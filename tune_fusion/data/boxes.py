@@ -103,8 +103,8 @@ def resize_boxes(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) -> 
     # Rows of pixels are added up by their weights: those of the images, then those of the images turned on
     # their side.
     image = torch.arange(count).view(-1, 1, 1)
-    lying = images.transpose(1, 2).contiguous().float().view(count * height, channels * width)
-    lower = _add_up(lying, rows + image * height, row_weights)
+    lying = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    lower = _add_up(lying.view(count * height, channels * width), rows + image * height, row_weights)
     turned = lower.view(count, size * channels, width).transpose(1, 2).reshape(count * width, size * channels)
     smaller = _add_up(turned, columns + image * width, column_weights)
     pixels = smaller.round_().to(torch.uint8).view(count, size, size, channels)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tune_fusion.data.augment import AUGMENTATIONS, Choices, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
-from tune_fusion.data.feeding import Buffers, ahead
+from tune_fusion.data.feeding import ahead
 from tune_fusion.errors import suggest
 
 # Resized images are kept whole up to this size, and kept on an accelerator up to that one.
@@ -114,12 +114,12 @@ class Batches:
         taken = self._take(order)
         if self._split.images.device.type != self._device.type:
             taken = ahead(taken)
-        buffers = Buffers()
         for batch, start in enumerate(self._starts()):
             mine = labels[start : start + self._batch_size]
             generator = scoped_generator(self._seed, number, _AUGMENT, batch)
             choices = self._augmentation.draw(len(mine), self._geometry.result, self._image_size, generator)
-            images = self._empty(len(mine), buffers)
+            shape = (len(mine), self._split.images.shape[1], self._image_size, self._image_size)
+            images = torch.empty(shape, device=self._device, memory_format=self._layout)
             for part in self._parts(len(mine)):
                 self._finish(next(taken), choices, part, images[part])
             yield images, mine
@@ -145,12 +145,6 @@ class Batches:
     def _constant(self, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
         constant = values.to(torch.float32).view(1, -1, 1, 1).expand(1, *shape)
         return constant.contiguous(memory_format=self._layout).to(self._device)
-
-    def _empty(self, count: int, buffers: Buffers) -> Tensor:
-        shape = (count, self._split.images.shape[1], self._image_size, self._image_size)
-        if self._device.type == "cpu":
-            return buffers.empty(shape, channels_last=self._layout == torch.channels_last)
-        return torch.empty(shape, device=self._device, memory_format=self._layout)
 
     def _finish(self, pixels: Tensor, choices: Choices, part: slice, result: Tensor) -> None:
         """Fill `result` with what the model sees of the stored images `pixels`."""
