@@ -135,16 +135,16 @@ def trial(folder, size, barrier, results):
     own = psutil.Process()
     before = own.memory_full_info().uss
     batches = our_batches(load_data(settings(folder), seed=0, image_size=size), size, "crop_flip")
-    for number, (images, _) in enumerate(batches.epoch(1), 1):
+    for number, batch in enumerate(batches.epoch(1), 1):
+        assert batch
         if number == len(batches) - 1:  # the last one may be small
             barrier.wait()  # by now each has nearly all images mapped
             within = own.memory_full_info().uss
-    size = images.element_size() * images.numel() // len(images) * BATCH
-    del images
+    del batch
     barrier.wait()
     after = own.memory_full_info().uss
     barrier.wait()  # nobody leaves before all have looked
-    results.put((after - before, within - before, size))
+    results.put((after - before, within - before))
 
 
 def memory(name, folder, size):
@@ -158,12 +158,14 @@ def memory(name, folder, size):
     seen = [results.get(timeout=1200) for _ in processes]
     for process in processes:
         process.join()
-    adds, within, batch = (statistics.median(values) / 1e6 for values in zip(*seen, strict=True))
+    adds, within = (statistics.median(values) / 1e6 for values in zip(*seen, strict=True))
     shared = f"{TRIALS} share {whole / 1e6:.0f} MB of images"
     label = f"{name}: memory of a further trial"
     return [
         Figure(label, adds, "MB", 50.0, runs=TRIALS, note=shared),
-        Figure(f"{label}, batches too", within, "MB", runs=TRIALS, note=f"one of {BATCH} has {batch:.0f} MB"),
+        Figure(
+            f"{label}, batches too", within, "MB", runs=TRIALS, note=f"each {12e-6 * BATCH * size**2:.0f} MB"
+        ),
     ]
 
 
