@@ -81,6 +81,14 @@ def test_help_imports_nothing_heavy(tmp_path, module):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_the_cache_is_listed_without_anything_heavy(tmp_path, arguments):
+    out, imported = python(command("tune_fusion.cache", *arguments), tmp_path)
+    assert "TUNE_FUSION_CACHE_GB" in out
+    assert imported == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_list_names_everything_and_imports_no_torch(tmp_path):
     out, imported = python(command("tune_fusion.search", "--list"), tmp_path)
     assert imported == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tune_fusion.data import pipeline
 from tune_fusion.data.augment import AUGMENTATIONS, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
+from tune_fusion.data.feeding import ahead
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.vision import v2
 
@@ -26,6 +27,11 @@ def make_batches(split: Split, **changes: object) -> Batches:
     values = {"batch_size": 4, "image_size": 8, "mean": [0.5], "std": [0.25]}
     values |= {"shuffle": True, "seed": 3, "device": CPU}
     return Batches(split, **(values | changes))
+
+
+def augmented(name: str, images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    height, width = images.shape[-2:]
+    return AUGMENTATIONS[name].draw(len(images), (height, width), size, generator)(images, slice(None))
 
 
 def pixels_of(images: torch.Tensor) -> torch.Tensor:
@@ -118,7 +124,7 @@ def test_images_of_a_batch_are_augmented_one_by_one(augment):
 def test_crop_flip_cuts_windows_out_of_the_padded_image(seed, stored):
     split = make_split(6, 2, *stored)
     padded = split.images if min(stored) > 8 else torch.nn.functional.pad(split.images, [1] * 4)
-    cut = AUGMENTATIONS["crop_flip"].apply(split.images, 8, scoped_generator(seed))
+    cut = augmented("crop_flip", split.images, 8, scoped_generator(seed))
     windows = padded.unfold(2, 8, 1).unfold(3, 8, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
     both = torch.cat([windows, windows.flip(-1)], 1)
     assert (cut[:, None] == both).flatten(2).all(2).any(1).all()
@@ -126,26 +132,51 @@ def test_crop_flip_cuts_windows_out_of_the_padded_image(seed, stored):
 
 def test_flips_are_fair():
     images = make_split(2000, 1, 4, 4).images
-    flipped = AUGMENTATIONS["flip"].apply(images, 4, scoped_generator(0))
+    flipped = augmented("flip", images, 4, scoped_generator(0))
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     assert (mirrored | (flipped == images).flatten(1).all(1)).all()
     assert 900 < int(mirrored.sum()) < 1100
 
 
-@pytest.mark.parametrize("name", ["resized_crop", "trivial"])
-def test_torchvision_transforms_are_torchvisions(name):
+@pytest.mark.parametrize("stored", [(8, 8), (8, 11), (11, 9)])
+def test_flip_and_crop_flip_are_what_they_are_image_by_image(stored):
+    """The same draws give what slicing and mirroring one image after the other gives."""
+    images = make_split(50, 3, *stored).images
+    generator = scoped_generator(5)
+    padded = images if min(stored) > 8 else torch.nn.functional.pad(images, [1] * 4)
+    tops, lefts = (torch.randint(side - 7, (50,), generator=generator).tolist() for side in padded.shape[-2:])
+    mirrored = (torch.rand(50, generator=generator) < 0.5).tolist()
+    cut = [
+        image[:, top : top + 8, left : left + 8] for image, top, left in zip(padded, tops, lefts, strict=True)
+    ]
+    expected = torch.stack([one.flip(-1) if turn else one for one, turn in zip(cut, mirrored, strict=True)])
+    assert torch.equal(augmented("crop_flip", images, 8, scoped_generator(5)), expected)
+    mirrored = (torch.rand(50, generator=scoped_generator(5)) < 0.5).tolist()
+    expected = torch.stack(
+        [one.flip(-1) if turn else one for one, turn in zip(images, mirrored, strict=True)]
+    )
+    assert torch.equal(augmented("flip", images, 8, scoped_generator(5)), expected)
+
+
+def test_trivial_is_torchvisions():
     """The same draws from the same global state give the same pixels."""
     images = make_split(5, 3, 12, 12).images
-    ours = AUGMENTATIONS[name].apply(images, 8, scoped_generator(1))
+    ours = augmented("trivial", images, 12, scoped_generator(1))
     generator = scoped_generator(1)
-    mirrored = AUGMENTATIONS["flip"].apply(images, 8, generator) if name == "trivial" else images
-    transform = v2.TrivialAugmentWide() if name == "trivial" else v2.RandomResizedCrop(8, antialias=True)
+    mirrored = augmented("flip", images, 12, generator)
+    transform = v2.TrivialAugmentWide()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         expected = torch.stack([transform(image) for image in mirrored])
-    if name == "resized_crop":
-        expected = AUGMENTATIONS["flip"].apply(expected, 8, generator)
     assert torch.equal(ours, expected)
+
+
+def test_resized_crop_mirrors_half_of_the_images():
+    images = make_split(1, 1, 9, 9).images.expand(2000, -1, -1, -1).clone()
+    images[:] = torch.arange(9, dtype=torch.uint8) * 25  # brighter from left to right
+    cut = augmented("resized_crop", images, 8, scoped_generator(0)).int()
+    mirrored = (cut[:, 0, 0, 0] > cut[:, 0, 0, -1]).sum()
+    assert 900 < int(mirrored) < 1100
 
 
 @pytest.mark.parametrize(
@@ -211,6 +242,36 @@ def test_batches_for_an_accelerator(monkeypatch, resident, kept, augment):
             assert images.shape == (4, 3, image_size, image_size)
     assert bool(moved) == resident
     assert split.images.device.type == "cpu"
+
+
+def test_what_is_only_cut_is_not_copied():
+    """Of the cache's entry, which all processes share, no part may become a process's own."""
+    split = make_split(height=10, width=9)
+    batches = make_batches(split, image_size=8)
+    assert batches._split.images.untyped_storage().data_ptr() == split.images.untyped_storage().data_ptr()
+    assert len(list(batches.epoch(1))) == 5
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_batches_are_the_same_made_ahead_one_by_one_or_kept(augment, channels_last):
+    batches = make_batches(make_split(23, height=10), augment=augment, channels_last=channels_last)
+    kept = list(batches.epoch(3))
+    copies = [(images.clone(), labels) for images, labels in batches.epoch(3)]
+    assert same(kept, copies)
+    assert same(list(ahead(batches.epoch(3))), copies)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_the_parts_of_a_batch_do_not_matter(monkeypatch, augment, channels_last):
+    changes = {"batch_size": 9, "augment": augment, "channels_last": channels_last}
+    whole = list(make_batches(make_split(23, height=10), **changes).epoch(3))
+    for pixels in (1, 500, 1000):
+        monkeypatch.setattr(pipeline, "_PART_PIXELS", pixels)
+        batches = make_batches(make_split(23, height=10), **changes)
+        assert batches._at_once < 6
+        assert same(list(batches.epoch(3)), whole)
 
 
 def test_rows_pick_images_from_a_larger_array():

@@ -14,17 +14,21 @@ import torch
 from torch import Tensor
 
 from tune_fusion import vision
+from tune_fusion.data.boxes import cut_squares, random_boxes, resize_boxes
 from tune_fusion.data.cache import stored_side
 
-Apply = Callable[[Tensor, int, torch.Generator], Tensor]
+Choices = Callable[[Tensor, slice], Tensor]
+"""The random choices for a batch of B images, ready to be applied to one part of it after the other: from
+uint8 [b, C, H, W] and its place in the batch to uint8 [b, C, S, S]."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """One way to augment training images."""
 
-    apply: Apply
-    """(uint8 [B, C, H, W], S, CPU generator) to uint8 [B, C, S, S]."""
+    draw: Callable[[int, tuple[int, int], int, torch.Generator], Choices]
+    """From B, height and width of the images, S and a CPU generator. The choices do not depend on the parts
+    that they are applied to, as long as these come in order."""
     wants_room: bool
     """Whether it cuts its own S x S out of images that may be larger; else they come in that size."""
 
@@ -81,50 +85,60 @@ def scoped_generator(*words: int) -> torch.Generator:
     return torch.Generator().manual_seed(state % 2**63)
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability 1/2."""
-    chosen = (torch.rand(len(images), generator=generator) < 0.5).view(-1, 1, 1, 1).to(images.device)
-    return torch.where(chosen, images.flip(-1), images)
+def _coins(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator) < 0.5
 
 
-def _none(images: Tensor, _size: int, _generator: torch.Generator) -> Tensor:
-    return images
+def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """The images, those of `mirrored` (bool [B] on the CPU) turned left to right."""
+    both = torch.cat([images, images.flip(-1)])
+    return both.index_select(0, (torch.arange(len(images)) + len(images) * mirrored).to(images.device))
 
 
-def _flip(images: Tensor, _size: int, generator: torch.Generator) -> Tensor:
-    return flip(images, generator)
+def _none(_count: int, _stored: tuple[int, int], _size: int, _generator: torch.Generator) -> Choices:
+    return lambda images, _part: images
 
 
-def _crop_flip(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    if min(images.shape[-2:]) <= size:
-        images = torch.nn.functional.pad(images, [max(1, size // 8)] * 4)
-    height, width = images.shape[-2:]
-    tops = torch.randint(height - size + 1, (len(images),), generator=generator).tolist()
-    lefts = torch.randint(width - size + 1, (len(images),), generator=generator).tolist()
-    places = zip(images, tops, lefts, strict=True)
-    cut = torch.stack([image[:, top : top + size, left : left + size] for image, top, left in places])
-    return flip(cut, generator)
+def _flip(count: int, _stored: tuple[int, int], _size: int, generator: torch.Generator) -> Choices:
+    mirrored = _coins(count, generator)
+    return lambda images, part: _mirror(images, mirrored[part])
 
 
-def _resized_crop(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    transform = vision.v2.RandomResizedCrop(size, antialias=True)
-    return flip(_one_by_one(transform, images, generator), generator)
+def _crop_flip(count: int, stored: tuple[int, int], size: int, generator: torch.Generator) -> Choices:
+    border = max(1, size // 8) if min(stored) <= size else 0
+    tops, lefts = (
+        torch.randint(side + 2 * border - size + 1, (count,), generator=generator) for side in stored
+    )
+    mirrored = _coins(count, generator)
+
+    def apply(images: Tensor, part: slice) -> Tensor:
+        if border:
+            images = torch.nn.functional.pad(images, [border] * 4)
+        return _mirror(cut_squares(images, tops[part], lefts[part], size), mirrored[part])
+
+    return apply
 
 
-def _trivial(images: Tensor, _size: int, generator: torch.Generator) -> Tensor:
-    return _one_by_one(vision.v2.TrivialAugmentWide(), flip(images, generator), generator)
+def _resized_crop(count: int, stored: tuple[int, int], size: int, generator: torch.Generator) -> Choices:
+    boxes = random_boxes(count, *stored, generator)
+    mirrored = _coins(count, generator)
+    return lambda images, part: resize_boxes(images, boxes[part], mirrored[part], size)
 
 
-def _one_by_one(transform: Callable[[Tensor], Tensor], images: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply a torchvision transform to each image on its own.
+def _trivial(count: int, _stored: tuple[int, int], _size: int, generator: torch.Generator) -> Choices:
+    transform = vision.v2.TrivialAugmentWide()
+    mirrored = _coins(count, generator)
+    stream = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
-    These transforms draw from torch's global CPU generator, which is put back afterwards.
-    """
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would seed the accelerators too, which are not put back.
-        seed = int(torch.randint(2**62, (), generator=generator))
-        torch.default_generator.manual_seed(seed)
-        return torch.stack([transform(image) for image in images])
+    def apply(images: Tensor, part: slice) -> Tensor:
+        # The transform draws from torch's global CPU generator, which is put back afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(stream.get_state())
+            done = torch.stack([transform(image) for image in _mirror(images, mirrored[part])])
+            stream.set_state(torch.default_generator.get_state())
+        return done
+
+    return apply
 
 
 def _centre(images: Tensor, size: int) -> Tensor:

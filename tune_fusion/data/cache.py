@@ -4,6 +4,7 @@ An entry is a folder of the cache, named by a hash of where the images lie and o
 times: a changed image gives another entry. It is built beside its final place and renamed, under a lock, so
 that a reader sees all of it or nothing, and a second process that wants it waits for the first. Which images
 cannot be decoded is part of the entry; what becomes of them is not decided here (`tune_fusion.data.corrupt`).
+How large the cache may grow, and what is removed from it, is decided in `tune_fusion.data.entries`.
 
 An image therefore turns out to be unreadable when its entry is opened or built, which is before the first
 epoch of a process, and never later: batches come from the mapped array, and no epoch opens a file. What can
@@ -34,16 +35,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tune_fusion.data.entries import (
+    CACHE_VARIABLE,
+    INDEX,
+    LOCK,
+    PARTIAL,
+    PIXELS,
+    cache_folder,
+    hold,
+    reserve,
+)  # fmt: skip
 from tune_fusion.data.locks import locked
 from tune_fusion.errors import InputError
 
-CACHE_VARIABLE = "TUNE_FUSION_CACHE"
 ROOM = 1.15
 """Stored images are this much larger than the model's input, so that random crops have room to move."""
 
-_VERSION = 2  # of decoding and layout: raise it when either changes
+_VERSION = 3  # of decoding and layout: raise it when either changes
 _CHANNELS = 3
-_PIXELS, _INDEX = "images.u8", "index.json"
 # Pillow goes by the content of a file, whatever its name. Of all its formats one runs a program (EPS:
 # Ghostscript), and few are ever needed: these are those of `folder.SUFFIXES`.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -77,11 +86,6 @@ def stored_side(image_size: int) -> int:
     return round(image_size * ROOM)
 
 
-def cache_folder() -> Path:
-    """Where entries are kept: $TUNE_FUSION_CACHE, else ``~/.cache/tune_fusion``, in both ``images``."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tune_fusion").expanduser() / "images"
-
-
 def cached_images(
     root: Path, files: Sequence[str], image_size: int, size: tuple[int, int] | None = None
 ) -> CachedImages:
@@ -108,18 +112,15 @@ def cached_images(
     if cached is None:
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with locked(entry.with_suffix(".lock")):
-                cached = _open(entry)
-                if cached is None:
-                    _build(entry, root, files, side, size)
-                    cached = _open(entry)
+            with locked(entry.with_suffix(LOCK)):
+                cached = _open(entry) or _build(entry, root, files, side, size)
         except OSError as error:
             raise InputError(
                 f"cannot write the image cache {entry.parent}: {error}; set ${CACHE_VARIABLE} to a folder "
                 "with room"
             ) from error
-    if cached is None:
-        raise InputError(f"the image cache {entry} changed while it was opened: run again")
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(entry)
     return cached
 
 
@@ -140,20 +141,23 @@ def _key(root: Path, files: Sequence[str], size: int | tuple[int, int]) -> str:
 def _open(entry: Path) -> CachedImages | None:
     """The entry, or None if it does not exist or is damaged."""
     try:
-        index = json.loads((entry / _INDEX).read_text())
-        shape, digests, unreadable = index["shape"], index["digests"], index["unreadable"]
-        size = math.prod(shape)
-        if (entry / _PIXELS).stat().st_size != size or len(digests) != shape[0]:
-            return None
-        # A private mapping: pages are shared by all processes as long as nobody writes to them.
-        flat = torch.from_file(str(entry / _PIXELS), shared=False, size=size, dtype=torch.uint8)
-        return CachedImages(flat.view(shape), tuple(digests), dict(unreadable))
+        index = json.loads((entry / INDEX).read_text())
+        shape, digests, unreadable = tuple(index["shape"]), index["digests"], index["unreadable"]
+        with (entry / PIXELS).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not hold(file) or size != math.prod(shape) or len(digests) != shape[0]:
+                return None
+            # A private mapping: pages are shared by all processes as long as nobody writes to them.
+            pixels = np.memmap(file, np.uint8, "c", shape=shape)
+        return CachedImages(torch.from_numpy(pixels), tuple(digests), dict(unreadable))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError):  # whatever half a file may hold
         return None
 
 
-def _build(entry: Path, root: Path, files: Sequence[str], side: int, wanted: tuple[int, int] | None) -> None:
-    partial = entry.with_suffix(".partial")
+def _build(
+    entry: Path, root: Path, files: Sequence[str], side: int, wanted: tuple[int, int] | None
+) -> CachedImages:
+    partial = entry.with_suffix(PARTIAL)
     for stale in (partial, entry):  # left by a process that was killed, or damaged
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir()
@@ -164,10 +168,15 @@ def _build(entry: Path, root: Path, files: Sequence[str], side: int, wanted: tup
             index = _decode_all(partial, root, files, native or fitted, fit=native is None)
         except _MixedSizesError:
             index = _decode_all(partial, root, files, fitted, fit=True)
-        (partial / _INDEX).write_text(json.dumps(index, indent=0))
+        (partial / INDEX).write_text(json.dumps({"source": str(root), **index}, indent=0))
+        # Held before others can see it: nobody may remove it to make room for another.
+        built = _open(partial)
+        if built is None:
+            raise InputError(f"the image cache {partial} changed while it was built: run again")
         partial.rename(entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return built
 
 
 def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int] | None:
@@ -188,8 +197,8 @@ def _decode_all(
 ) -> dict[str, object]:
     """Decode every file into ``folder/images.u8``; returns what the entry's index says of them."""
     shape = [len(files), _CHANNELS, *size]
-    _reserve(folder / _PIXELS, math.prod(shape), len(files))
-    pixels = np.memmap(folder / _PIXELS, np.uint8, "r+", shape=tuple(shape))
+    reserve(folder / PIXELS, math.prod(shape), len(files))
+    pixels = np.memmap(folder / PIXELS, np.uint8, "r+", shape=tuple(shape))
     digests = [""] * len(files)
     reasons: dict[int, str] = {}
     mixed = threading.Event()
@@ -215,24 +224,6 @@ def _decode_all(
         "unreadable": {files[row]: reasons[row] for row in sorted(reasons)},
         "digests": digests,
     }
-
-
-def _reserve(path: Path, size: int, images: int) -> None:
-    """Make `path` a file of `size` bytes that has its place on the disk: a full one is an error here.
-
-    Later it would end the process, on writing to the mapped file.
-    """
-    with path.open("wb") as file:  # what an earlier attempt took is free again
-        free = shutil.disk_usage(path.parent).free
-        if size > free:
-            raise InputError(
-                f"the image cache {path.parent.parent} needs {size / 1e9:.1f} GB for {images:,} images, "
-                f"{free / 1e9:.1f} GB are free: set ${CACHE_VARIABLE} to a folder with room"
-            )
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
 
 
 def _in_threads(work: Callable[[int], None], rows: range) -> None:

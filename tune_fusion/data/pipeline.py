@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from tune_fusion.data.augment import AUGMENTATIONS, Geometry, scoped_generator
+from tune_fusion.data.augment import AUGMENTATIONS, Choices, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
+from tune_fusion.data.feeding import ahead
 from tune_fusion.errors import suggest
 
 # Resized images are kept whole up to this size, and kept on an accelerator up to that one.
 _KEPT_BYTES = 512 * 2**20
 _RESIDENT_BYTES = 2**30
 _CHUNK = 1024
+# On a CPU so many pixels are gone through at once: as floating-point numbers they fit its cache.
+_PART_PIXELS = 2**20
 
 _SHUFFLE, _AUGMENT = range(2)
 # What `_prepare` made of each split, so that trial after trial of one process finds it ready. Holds no split
@@ -74,20 +78,26 @@ class Batches:
         if min(std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
         self._augmentation = AUGMENTATIONS[augment]
+        self._device = device
         height, width = split.images.shape[-2:]
         self._geometry = Geometry((height, width), image_size, self._augmentation.wants_room)
         self._split, self._ready = _prepare(split, self._geometry, device)
         channels = split.images.shape[1]
         std_ = torch.tensor(_per_channel("std", std, channels), dtype=torch.float64)
         mean_ = torch.tensor(_per_channel("mean", mean, channels), dtype=torch.float64)
-        self._scale = (1 / (255 * std_)).to(torch.float32).view(-1, 1, 1).to(device)
-        self._shift = (-mean_ / std_).to(torch.float32).view(-1, 1, 1).to(device)
+        # In full size where channels come last: the batch is gone through in one run then, and not by pixels.
+        full = (channels, image_size, image_size) if channels_last else (channels, 1, 1)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._scale = self._constant(1 / (255 * std_), full)
+        self._shift = self._constant(-mean_ / std_, full)
         self._batch_size = batch_size
+        self._at_once = batch_size
+        if device.type == "cpu":
+            largest = max(math.prod(self._split.images.shape[-2:]), image_size**2)
+            self._at_once = max(1, min(batch_size, _PART_PIXELS // (channels * largest)))
         self._image_size = image_size
         self._shuffle = shuffle
         self._seed = seed
-        self._device = device
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -95,56 +105,76 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number`: float32 [B, C, S, S] and int64 [B], on the device."""
-        images = len(self._split)
         home = self._split.labels.device
-        order = torch.arange(images)
+        order = torch.arange(len(self._split))
         if self._shuffle:
-            order = torch.randperm(images, generator=scoped_generator(self._seed, number, _SHUFFLE))
+            order = torch.randperm(len(order), generator=scoped_generator(self._seed, number, _SHUFFLE))
         order = order.to(home)
         labels = self._split.labels[order].to(self._device)
+        taken = self._take(order)
+        if self._split.images.device.type != self._device.type:
+            taken = ahead(taken)
         for batch, start in enumerate(self._starts()):
-            positions = order[start : start + self._batch_size]
-            pixels = self._to_device(self._split.take(positions))
-            if not self._ready:
-                pixels = self._geometry.apply(pixels)
+            mine = labels[start : start + self._batch_size]
             generator = scoped_generator(self._seed, number, _AUGMENT, batch)
-            pixels = self._augmentation.apply(pixels, self._image_size, generator)
-            yield self._normalise(pixels), labels[start : start + self._batch_size]
+            choices = self._augmentation.draw(len(mine), self._geometry.result, self._image_size, generator)
+            shape = (len(mine), self._split.images.shape[1], self._image_size, self._image_size)
+            images = torch.empty(shape, device=self._device, memory_format=self._layout)
+            for part in self._parts(len(mine)):
+                self._finish(next(taken), choices, part, images[part])
+            yield images, mine
+
+    def _parts(self, count: int) -> list[slice]:
+        """The parts of a batch of `count` images that are gone through one after the other."""
+        return [slice(first, first + self._at_once) for first in range(0, count, self._at_once)]
+
+    def _take(self, order: Tensor) -> Iterator[Tensor]:
+        """The stored images, part after part of each batch; in memory that an accelerator can read from."""
+        for start in self._starts():
+            batch = order[start : start + self._batch_size]
+            for part in self._parts(len(batch)):
+                pixels = self._split.take(batch[part])
+                pinned = self._device.type == "cuda" and pixels.device.type == "cpu"
+                yield pixels.pin_memory() if pinned else pixels
 
     def _starts(self) -> range:
         images = len(self._split)
         alone = self._shuffle and self._batch_size > 1 and images % self._batch_size == 1
         return range(0, images - alone, self._batch_size)
 
-    def _to_device(self, pixels: Tensor) -> Tensor:
-        if pixels.device.type == self._device.type:
-            return pixels
-        if self._device.type == "cuda":
-            return pixels.pin_memory().to(self._device, non_blocking=True)
-        return pixels.to(self._device)
+    def _constant(self, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        constant = values.to(torch.float32).view(1, -1, 1, 1).expand(1, *shape)
+        return constant.contiguous(memory_format=self._layout).to(self._device)
 
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        floats = pixels.to(torch.float32, memory_format=self._layout)
-        return torch.addcmul(self._shift, floats, self._scale)
+    def _finish(self, pixels: Tensor, choices: Choices, part: slice, result: Tensor) -> None:
+        """Fill `result` with what the model sees of the stored images `pixels`."""
+        pixels = pixels.to(self._device, non_blocking=True)
+        if not self._ready:
+            pixels = self._geometry.apply(pixels)
+        floats = choices(pixels, part).to(torch.float32, memory_format=self._layout)
+        torch.addcmul(self._shift, floats, self._scale, out=result)
 
 
 def _prepare(split: Split, geometry: Geometry, device: torch.device) -> tuple[Split, bool]:
     """What batches are best taken from, and whether `geometry` has been applied to it already."""
-    height, width = geometry.result
-    sized = not geometry.is_identity and _pixel_bytes(split, height, width) <= _KEPT_BYTES
-    ready = sized or geometry.is_identity
-    stored = (height, width) if ready else geometry.stored
-    resident = device.type != "cpu" and _pixel_bytes(split, *stored) <= _RESIDENT_BYTES
-    if not sized and not resident:
+    cut = geometry.resized == geometry.stored
+    sized = not cut and _pixel_bytes(split, geometry.result) <= _KEPT_BYTES
+    ready = cut or sized
+    stored = geometry.result if ready else geometry.stored
+    resident = device.type != "cpu" and _pixel_bytes(split, stored) <= _RESIDENT_BYTES
+    if not resident and (geometry.is_identity or not ready):
         return split, ready
     known = _prepared.setdefault(split, {})
     if (geometry, device) not in known:
         made = _resize(split, geometry) if sized else split
+        if cut:  # a view: what is cut off stays where it lies
+            made = Split(geometry.apply(split.images), split.labels, split.rows)
         known[geometry, device] = _move(made, device) if resident else made
     return known[geometry, device], ready
 
 
-def _pixel_bytes(split: Split, height: int, width: int) -> int:
+def _pixel_bytes(split: Split, size: tuple[int, int]) -> int:
+    height, width = size
     return len(split) * split.images.shape[1] * height * width
 
 

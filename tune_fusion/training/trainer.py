@@ -20,6 +20,7 @@ from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
 from tune_fusion.space.effective import resolved_settings
 from tune_fusion.space.settings import TrainingSettings
+from tune_fusion.training.memory import keep_freed_memory
 from tune_fusion.training.metrics import EpochResult, Evaluator
 from tune_fusion.training.workbench import Workbench
 
@@ -43,6 +44,8 @@ class Trainer:
     """
 
     def __init__(self, bench: Workbench, configuration: Configuration, *, whole: bool = False) -> None:
+        if bench.device.type == "cpu":
+            keep_freed_memory()
         self.bench = bench
         self.configuration = configuration
         self.training: TrainingSettings = configuration.training
