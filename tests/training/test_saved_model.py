@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tune_fusion
-from tune_fusion.data.cache import CACHE_VARIABLE
 from tune_fusion.errors import InputError
+from tune_fusion.folders import CACHE_VARIABLE
 from tune_fusion.models.layers import layer_map
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings

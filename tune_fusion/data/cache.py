@@ -36,7 +36,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tune_fusion.data.entries import (
-    CACHE_VARIABLE,
     INDEX,
     LOCK,
     PARTIAL,
@@ -47,6 +46,7 @@ from tune_fusion.data.entries import (
 )  # fmt: skip
 from tune_fusion.data.locks import locked
 from tune_fusion.errors import InputError
+from tune_fusion.folders import CACHE_VARIABLE
 
 ROOM = 1.15
 """Stored images are this much larger than the model's input, so that random crops have room to move."""

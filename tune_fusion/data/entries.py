@@ -22,8 +22,8 @@ from typing import BinaryIO
 
 from tune_fusion.data.locks import locked
 from tune_fusion.errors import InputError
+from tune_fusion.folders import CACHE_VARIABLE, cache_root
 
-CACHE_VARIABLE = "TUNE_FUSION_CACHE"
 BOUND_VARIABLE = "TUNE_FUSION_CACHE_GB"
 PIXELS, INDEX = "images.u8", "index.json"
 LOCK, PARTIAL, _REMOVED = ".lock", ".partial", ".removed"
@@ -48,7 +48,7 @@ class Entry:
 
 def cache_folder() -> Path:
     """Where entries are kept: $TUNE_FUSION_CACHE, else ``~/.cache/tune_fusion``, in both ``images``."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/tune_fusion").expanduser() / "images"
+    return cache_root() / "images"
 
 
 def list_entries() -> list[Entry]:
