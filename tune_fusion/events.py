@@ -175,6 +175,16 @@ class Failed(_Event):
     """True where it cannot work on this machine: it does not fit into memory."""
 
 
+class Crowded(_Event):
+    """A trial ran out of memory beside others: it is tried again, and fewer run at once from then on."""
+
+    event: Literal["crowded"] = "crowded"
+    trial: int
+    reason: str
+    most: int
+    """How many trials may run at once now."""
+
+
 class ArmExhausted(_Event):
     """An arm has nothing new to suggest."""
 
@@ -216,6 +226,7 @@ Event = Annotated[
     | EpochEnded
     | WorkerLost
     | Failed
+    | Crowded
     | ArmExhausted
     | Noted
     | Logged
@@ -290,6 +301,9 @@ class Chronicle:
                 trial = record.trials[event.trial]
                 trial.infeasible = event.infeasible
                 self._end(trial, TrialState.FAILED, event.reason, event.at)
+            case Crowded():
+                note = f"memory ran out: at most {event.most} trials at once since then"
+                record.notes = [*(n for n in record.notes if not n.startswith("memory ran out: ")), note]
             case ArmExhausted() | Noted():
                 record.notes += [event.note] if event.note else []
             case Logged():
