@@ -151,7 +151,7 @@ class _Seats:
     """The processes of a probe; they end with it, and with whoever runs it, however that ends."""
 
     def __init__(self, task: Task, cpus: int) -> None:
-        self._task = {
+        self._task: dict[str, Any] = {
             "model": task.model.model_dump(),
             "data": task.data.model_dump(),
             "seed": task.seed,
@@ -221,7 +221,9 @@ class _Seats:
         line = process.stdout.readline()
         answer = json.loads(line) if line else {"error": f"its process ended with exit code {process.wait()}"}
         if "error" in answer:
+            batch_size = self._task["configuration"]["training"]["batch_size"]
             raise InputError(
-                f"a training step of this space cannot be measured: {answer['error'].splitlines()[0]}"
+                f"a training step with training.batch_size {batch_size} cannot be measured: "
+                f"{answer['error'].splitlines()[0]}"
             )
         return dict(answer)

@@ -206,12 +206,12 @@ def layout_words(layout: Layout) -> str:
 
 def memory_words(probe: Probe) -> str:
     """What a trial takes, and what there is."""
-    parts = [(probe.host, "memory")] + ([(probe.gpu, "GPU memory")] if probe.gpu else [])
-    return ", ".join(_memory_words(memory, name) for memory, name in parts)
+    parts = [(probe.host, "memory"), *([(probe.gpu, "GPU memory")] if probe.gpu else [])]
+    return "a trial takes " + " and ".join(_of(memory, name) for memory, name in parts)
 
 
-def _memory_words(memory: Memory, name: str) -> str:
-    return f"a trial takes {memory.trial / 2**20:,.0f} MB of {memory.room / 2**20:,.0f} MB {name}"
+def _of(memory: Memory, name: str) -> str:
+    return f"{memory.trial / 2**20:,.0f} MB of {memory.room / 2**20:,.0f} MB {name}"
 
 
 def _doubling(last: int) -> list[int]:
