@@ -18,6 +18,8 @@ from tune_fusion.space.configuration import Configuration
 Status = Literal["completed", "interrupted", "failed"]
 Scalar = bool | int | float | str | None
 
+_CROWDED = "memory ran out beside other trials: "
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -302,8 +304,8 @@ class Chronicle:
                 trial.infeasible = event.infeasible
                 self._end(trial, TrialState.FAILED, event.reason, event.at)
             case Crowded():
-                note = f"memory ran out: at most {event.most} trials at once since then"
-                record.notes = [*(n for n in record.notes if not n.startswith("memory ran out: ")), note]
+                earlier = [note for note in record.notes if not note.startswith(_CROWDED)]
+                record.notes = [*earlier, f"{_CROWDED}no more than {event.most} at once since then"]
             case ArmExhausted() | Noted():
                 record.notes += [event.note] if event.note else []
             case Logged():

@@ -450,7 +450,7 @@ def test_packed_trials_that_ran_out_of_memory_are_tried_again_with_fewer_at_once
     crowded = [event.most for event in events if isinstance(event, Crowded)]
     assert crowded == sorted(crowded, reverse=True)
     assert (crowded[0], crowded[-1]) == (slots - 1, fit)
-    assert record.notes == [f"memory ran out: at most {fit} trials at once since then"]
+    assert record.notes == [f"memory ran out beside other trials: no more than {fit} at once since then"]
     assert not any(isinstance(event, Failed | WorkerLost) for event in events)
 
 

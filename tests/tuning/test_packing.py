@@ -35,8 +35,8 @@ def measured(monkeypatch, rates, *, trial=500 * MB, room=20_000 * MB, gpu=None):
     """Let the probe find these images a second, by (trials, threads); returns the tasks it is given."""
     tasks = []
 
-    def probe(task, cpus, wanted):
-        tasks.append((task, cpus))
+    def probe(task, cpus, wanted, devices):
+        tasks.append((task, cpus, devices))
         memory = [Memory(trial, room)] + ([gpu] if gpu else [])
         found = wanted(min(each.trials for each in memory))
         speeds = [Speed(layout, rates[layout.trials, layout.threads], 0.1) for layout in found]
@@ -97,8 +97,8 @@ def test_cpus_are_packed_by_what_was_measured(monkeypatch):
     assert (found.trials, found.cpu, found.gpu, found.devices) == (4, 1, 0.0, 1)
     assert found.images_per_second == 2000
     assert found.overrides == ("resources.cpu=1", "resources.gpu=0.0")
-    ((task, cpus),) = tasks
-    assert (task.gpu, task.seed, task.model.name, cpus) == (False, 0, "lenet5", 4)
+    ((task, cpus, devices),) = tasks
+    assert (task.gpu, task.seed, task.model.name, cpus, devices) == (False, 0, "lenet5", 4, 1)
     assert task.configuration.training.batch_size == 256
     assert reasons(found) == (
         "packed 4 trials x 1 CPU: 2,000 images/s in all (1 trial x 4 CPUs: 900; 2 trials x 2 CPUs: 1,500); "
@@ -134,8 +134,8 @@ def test_a_part_of_a_gpu_is_one_that_ray_grants_to_as_many_trials(monkeypatch, f
     assert found.gpu * fits <= 1
     chosen = with_resources(space, found.cpu, found.gpu).space.resources
     assert cluster.slots(chosen, [cluster.Node("here", 32.0, 2.0)]) == 2 * fits
-    ((task, cpus),) = tasks
-    assert (task.gpu, cpus) == (True, 16)
+    ((task, cpus, devices),) = tasks
+    assert (task.gpu, cpus, devices) == (True, 16, 2)
     assert f"on each GPU: {100 * fits} images/s in all" in reasons(found)
     assert reasons(found).endswith(f"memory and 1,000 MB of {fits * 1000:,} MB GPU memory")
 

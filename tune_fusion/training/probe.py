@@ -67,7 +67,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a trial takes, margin included, and bytes that there are for all of them."""
+    """Bytes a trial takes, margin included, and bytes that there are for all that share them."""
 
     trial: int
     room: int
@@ -85,6 +85,7 @@ class Probe:
     device: str
     """As torch calls it."""
     host: Memory
+    """Of the machine, or its part for each GPU."""
     gpu: Memory | None
     """Of one GPU; None where none is trained on."""
     speeds: tuple[Speed, ...]
@@ -101,13 +102,14 @@ def fits(host: Memory, gpu: Memory | None) -> int:
     return host.trials if gpu is None else min(host.trials, gpu.trials)
 
 
-def probe(task: Task, cpus: int, layouts: Callable[[int], Sequence[Layout]]) -> Probe:
+def probe(task: Task, cpus: int, layouts: Callable[[int], Sequence[Layout]], *, devices: int = 1) -> Probe:
     """Train `task` in each of the layouts that `layouts` gives for the number of trials that fit into memory.
 
-    `cpus` are there for all trials. Layouts whose steps would take too long are left out, all but the
-    quickest. Raises InputError where even one trial cannot be trained.
+    Measured is one of `devices` that share the machine's memory (its GPUs), with `cpus` of its own. Layouts
+    whose steps would take too long are left out, all but the quickest. Raises InputError where even one trial
+    cannot be trained.
     """
-    room = int(_FILLED * memory.available())
+    room = int(_FILLED * memory.available() / devices)
     # A GPU has room for few trials; for the CPUs' neighbours importing takes longer than measuring.
     most = 2 if task.gpu else max(layout.trials for layout in layouts(cpus))
     with _Seats(task, cpus) as seats:

@@ -146,7 +146,7 @@ def measure(checked: Checked, machine: Machine, wanted: Callable[[int], Sequence
     task = Task(
         space.model, space.data, space.search.seed, representative(space), gpu=space.resources.gpu > 0
     )
-    return probe(task, machine.cpus_each, wanted)
+    return probe(task, machine.cpus_each, wanted, devices=machine.devices)
 
 
 def representative(space: SearchSpace) -> Configuration:
