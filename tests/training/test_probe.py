@@ -4,6 +4,8 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -95,6 +97,20 @@ def test_a_seat_that_is_given_nothing_says_nothing():
     answers = io.StringIO()
     serve(io.StringIO(""), answers)
     assert answers.getvalue() == ""
+
+
+def test_a_seat_ends_at_once_with_its_input_whatever_it_is_at(plain_task):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tune_fusion.training.probe_seat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    forever = {"threads": 1, "seconds": 1e9}
+    print(json.dumps(plain_task), json.dumps(forever), sep="\n", file=process.stdin, flush=True)
+    assert json.loads(process.stdout.readline())["device"] == "cpu"
+    assert process.communicate(timeout=120) == ("", None)
+    assert process.returncode == 0
 
 
 def test_an_error_is_a_seats_last_answer(plain_task):

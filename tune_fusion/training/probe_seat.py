@@ -2,7 +2,7 @@
 
 It does what a trial does, with a process, data, model and threads of its own, so that what it measures is
 what a trial will take, and nothing of it stays. It reads JSON lines from standard input, first a task, then
-stretches, answers each with one line, and ends with its input.
+stretches, answers each with one line, and ends with its input, whatever it is at.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from queue import SimpleQueue
 from typing import Any, TextIO
 
 import torch
@@ -84,27 +86,42 @@ class Seat:
             torch.accelerator.synchronize()
 
 
-def serve(orders: TextIO, answers: TextIO) -> None:
+def serve(orders: Iterable[str], answers: TextIO) -> None:
     """Answer every line; an error is the last answer: ``error`` in words."""
 
     def answer(content: Mapping[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
+    lines = iter(orders)
     try:
-        task = orders.readline()
-        if not task:
+        task = next(lines, None)
+        if task is None:
             return
         seat = Seat(json.loads(task))
         answer(seat.begin())
-        for line in orders:
+        for line in lines:
             answer(seat.stretch(**json.loads(line)))
     except Exception as error:  # noqa: BLE001  (whatever it is, the search is told)
         answer({"error": f"{type(error).__name__}: {error}"})
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines of `stream`; this process ends at once with it, since whoever asked is gone then."""
+    lines = SimpleQueue[str]()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
 
 
 if __name__ == "__main__":
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as replies:
         # Whatever else is printed, by a compiler for instance, is no answer.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        serve(sys.stdin, replies)
+        serve(_lines(sys.stdin), replies)
