@@ -102,7 +102,7 @@ def test_cpus_are_packed_by_what_was_measured(monkeypatch):
     assert task.configuration.training.batch_size == 256
     assert reasons(found) == (
         "packed 4 trials x 1 CPU: 2,000 images/s in all (1 trial x 4 CPUs: 900; 2 trials x 2 CPUs: 1,500); "
-        "a trial takes 500 MB of 20,000 MB memory"
+        "memory 4 x 500 MB of 20,000 MB"
     )
 
 
@@ -137,7 +137,9 @@ def test_a_part_of_a_gpu_is_one_that_ray_grants_to_as_many_trials(monkeypatch, f
     ((task, cpus, devices),) = tasks
     assert (task.gpu, cpus, devices) == (True, 16, 2)
     assert f"on each GPU: {100 * fits} images/s in all" in reasons(found)
-    assert reasons(found).endswith(f"memory and 1,000 MB of {fits * 1000:,} MB GPU memory")
+    assert reasons(found).endswith(
+        f"memory {fits} x 500 MB of 20,000 MB, GPU memory {fits} x 1,000 MB of {fits * 1000:,} MB"
+    )
 
 
 def test_a_gpu_whose_trials_slow_each_other_down_is_not_shared(monkeypatch):

@@ -54,7 +54,7 @@ def test_costs_by_hand(checked, bench):
         "  hours      28.49 (102,556 s), validation included",
         "  GPU-hours  0.00",
         "  CPU-hours  56.98",
-        "  memory     a trial takes 500 MB of 8,000 MB memory",
+        "  memory     2 x 500 MB of 8,000 MB",
     ]
     assert lines[5].startswith(f"  disk       at most {needed} of ")
     assert lines[5].endswith(" MB in runs")
@@ -64,17 +64,20 @@ def test_gpu_hours_by_hand(checked, bench):
     shared = packing(0.5, memory_of_gpu=Memory(9000 * MB, 70_000 * MB), trials=4, cpu=2, gpu=0.5, devices=2)
     # Twice as fast on two GPUs: 51,278 s or 14.24 hours, of two GPUs and of eight CPUs.
     lines = costs(checked, bench, shared, Path("runs")).splitlines()
-    assert lines[1:5] == [
+    assert lines[1:6] == [
         "  hours      14.24 (51,278 s), validation included",
         "  GPU-hours  28.49",
         "  CPU-hours  113.95",
-        "  memory     a trial takes 500 MB of 8,000 MB memory and 9,000 MB of 70,000 MB GPU memory",
+        "  memory     2 x 500 MB of 8,000 MB",
+        "  GPU memory 2 x 9,000 MB of 70,000 MB",
     ]
+    assert probe_table(checked, shared).startswith("probe on cuda (")
+    assert ", one of 2 GPUs), 64 images" in probe_table(checked, shared)
 
 
 def test_trials_that_do_not_fit_are_said(checked, bench):
     text = costs(checked, bench, packing(0.5, trials=32), Path("runs"))
-    assert "a trial takes 500 MB of 8,000 MB memory: 32 at once do not fit, 16 would" in text
+    assert "  memory     32 x 500 MB of 8,000 MB: too many at once, 16 would fit\n" in text
 
 
 def test_the_probe_shows_every_layout_and_which_was_chosen(checked):

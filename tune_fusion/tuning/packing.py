@@ -15,7 +15,7 @@ from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import largest
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.training.checks import Checked
-from tune_fusion.training.probe import Layout, Memory, Probe, Speed, Task, probe
+from tune_fusion.training.probe import Layout, Probe, Speed, Task, probe
 from tune_fusion.tuning import cluster
 from tune_fusion.tuning.arms import make_arms
 
@@ -194,7 +194,7 @@ def reasons(packing: Packing) -> str:
     return (
         f"packed {layout_words(speed.layout)}{' on each GPU' if probe.gpu else ''}: "
         f"{speed.images_per_second:,.0f} images/s in all{f' ({others})' if others else ''}; "
-        f"{memory_words(probe)}"
+        + ", ".join(f"{name} {words}" for name, words in memory_words(packing).items())
     )
 
 
@@ -204,14 +204,14 @@ def layout_words(layout: Layout) -> str:
     return f"{trials} trial{'s' * (trials != 1)} x {threads} CPU{'s' * (threads != 1)}"
 
 
-def memory_words(probe: Probe) -> str:
-    """What a trial takes, and what there is."""
-    parts = [(probe.host, "memory"), *([(probe.gpu, "GPU memory")] if probe.gpu else [])]
-    return "a trial takes " + " and ".join(_of(memory, name) for memory, name in parts)
-
-
-def _of(memory: Memory, name: str) -> str:
-    return f"{memory.trial / 2**20:,.0f} MB of {memory.room / 2**20:,.0f} MB {name}"
+def memory_words(packing: Packing) -> dict[str, str]:
+    """What the trials take, and what there is for them: ``2 x 478 MB of 18,956 MB``, by kind of memory."""
+    kinds = {"memory": packing.probe.host, "GPU memory": packing.probe.gpu}
+    return {
+        name: f"{packing.trials_each} x {memory.trial / 2**20:,.0f} MB of {memory.room / 2**20:,.0f} MB"
+        for name, memory in kinds.items()
+        if memory is not None
+    }
 
 
 def _doubling(last: int) -> list[int]:

@@ -56,8 +56,9 @@ def probe_table(checked: Checked, packing: Packing) -> str:
     """What was measured of which step, one line a layout."""
     first, probe = representative(checked.space), packing.probe
     training = first.training
+    several = f", one of {packing.devices} GPUs" if packing.devices > 1 else ""
     lines = [
-        f"probe on {probe.device} ({socket.gethostname()}), {training.batch_size} images a step, "
+        f"probe on {probe.device} ({socket.gethostname()}{several}), {training.batch_size} images a step, "
         f"{training.precision}{', compiled' if training.compile else ''}: "
         f"{describe(first, checked.layer_names)}"
     ]
@@ -82,7 +83,7 @@ def costs(checked: Checked, bench: Workbench, packing: Packing, output: Path) ->
             f"  hours      {hours:.2f} ({seconds:,.0f} s), validation included",
             f"  GPU-hours  {hours * packing.trials * packing.gpu:.2f}",
             f"  CPU-hours  {hours * packing.trials * packing.cpu:.2f}",
-            f"  memory     {memory_words(packing.probe)}{_too_much(packing)}",
+            *(f"  {name:<10} {words}{_too_much(packing)}" for name, words in memory_words(packing).items()),
             f"  disk       at most {room.megabytes(needed)} of {room.megabytes(free)} in {output}",
         ]
     )
@@ -98,4 +99,4 @@ def expected_seconds(checked: Checked, packing: Packing) -> float:
 
 def _too_much(packing: Packing) -> str:
     fits, trials = packing.probe.fits, packing.trials_each
-    return f": {trials} at once do not fit, {fits} would" if trials > fits else ""
+    return f": too many at once, {fits} would fit" if trials > fits else ""
