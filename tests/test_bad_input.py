@@ -108,6 +108,13 @@ ON_THE_COMMAND_LINE = {
     "trials": (["--trials", "many"], r"--trials.*many"),
     "epochs": (["--epochs", "0"], r"--epochs.*0"),
     "gpus": (["--gpus", "-1"], r"--gpus.*-1"),
+    "packing": (["--pack", "tight"], r"--pack.*'tight'.*auto.*fixed"),
+    "packing in the space": (
+        ["--set", "resources.pack=atuo"],
+        r"--set resources.pack: needs one of fixed, auto, got 'atuo'; did you mean 'auto'",
+    ),
+    "packing and CPUs": (["--pack", "auto", "--cpus", "2"], r"--set resources.cpu: .*--pack fixed"),
+    "packing without a GPU": (["--pack", "auto", "--gpus", "1"], r"resources: .*1 GPUs.*--gpus 0"),
     "seed": (["--seed", "-3"], r"--seed.*-3"),
     "unknown option": (["--trails", "3"], r"'--trails'.*did you mean '--trials'"),
     "name": (["--name", "../out"], r"--name '\.\./out'.*letters, digits"),

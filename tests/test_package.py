@@ -72,7 +72,7 @@ def test_unknown_names_are_attribute_errors():
     assert not hasattr(tune_fusion, "search_spaces_that_do_not_exist")
 
 
-@pytest.mark.parametrize("module", ["tune_fusion.search", "tune_fusion.train"])
+@pytest.mark.parametrize("module", ["tune_fusion.search", "tune_fusion.train", "tune_fusion.plan"])
 def test_help_imports_nothing_heavy(tmp_path, module):
     out, imported = python(command(module, "--help"), tmp_path)
     assert out.startswith(f"usage: {module} ")

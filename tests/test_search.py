@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,6 +280,27 @@ def test_a_killed_worker_costs_nothing(searches, tmp_path):
     assert sum(result["counts"].values()) == 24
     assert sum(isinstance(event, WorkerLost) for event in journal(tmp_path, "killed")) == 1
     assert query(tmp_path, "select count(*) from runs") == [(25,)]
+
+
+def test_a_packed_search_keeps_what_it_has_chosen(searches, tmp_path):
+    quick = ["--trials", 4, "--epochs", 1, *QUICK]
+    code, _, err = searches.run(tmp_path, "--space", "digits", "--name", "packed", "--pack", "auto", *quick)
+    assert code == 0, err
+    (line,) = err.splitlines()
+    trials, cpus = map(int, re.match(r"tune_fusion.search: packed (\d+) trials? x (\d+) CPU", line).groups())
+    assert trials * cpus <= os.cpu_count()
+    folder = tmp_path / "runs" / "packed"
+    as_run = (folder / "space.yaml").read_text()
+    assert f"resources: {{cpu: {cpus}, pack: auto, gpu: 0.0}}" in as_run
+    session = journal(tmp_path, "packed")[0]
+    assert session.space.overrides[-2:] == (f"resources.cpu={cpus}", "resources.gpu=0.0")
+    note = line.removeprefix("tune_fusion.search: ")
+    assert json.loads((folder / "result.json").read_text())["notes"] == [note]
+    # It goes on as it was packed, and with nothing measured anew; the file it was made from has not changed.
+    code, _, err = searches.run(tmp_path, "--resume", "packed", "--trials", 5)
+    assert (code, err) == (0, "")
+    assert (folder / "space.yaml").read_text() == as_run.replace("trials: 4", "trials: 5")
+    assert json.loads((folder / "result.json").read_text())["notes"] == [note]
 
 
 def test_a_path_too_long_for_rays_sockets_is_refused(searches, tmp_path):

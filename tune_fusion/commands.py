@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from tune_fusion.errors import TuneFusionError, suggest
+from tune_fusion.errors import InputError, TuneFusionError, suggest
 
 DEFAULT_OUTPUT = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
@@ -36,6 +36,61 @@ class Parser(argparse.ArgumentParser):
             hint = f"; {suggest(word, known)}" if word.startswith("-") else ""
             self.error(f"unknown argument {unknown[0]!r}{hint}")
         return options
+
+
+def add_space(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is searched: a space file, and what is set on top of it (`overrides`)."""
+    parser.add_argument("--space", metavar="NAME|FILE", help="a shipped search space (--list) or a YAML file")
+    parser.add_argument("--trials", type=natural, metavar="N", help="trials in all (search.trials)")
+    parser.add_argument("--epochs", type=natural, metavar="N", help="epochs a trial (training.epochs)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the space file, value as YAML",
+    )
+    parser.add_argument("--seed", type=seed, metavar="N", help="seed of search and training (search.seed)")
+    parser.add_argument("--cpus", type=natural, metavar="N", help="CPUs a trial (resources.cpu)")
+    parser.add_argument(
+        "--gpus",
+        type=fraction_of_gpus,
+        metavar="F",
+        help="GPUs a trial, may be a fraction (resources.gpu)",
+    )
+    parser.add_argument(
+        "--pack",
+        choices=("auto", "fixed"),
+        help="auto: choose CPUs, or the fraction of a GPU, a trial by measuring its step (resources.pack)",
+    )
+    parser.add_argument(
+        "--control-share",
+        type=share,
+        metavar="F",
+        help="part of the training epochs that goes to the single optimizers (search.control_share)",
+    )
+
+
+def overrides(options: argparse.Namespace) -> tuple[str, ...]:
+    """What the options of `add_space` say, as ``KEY=VALUE`` assignments on top of the space file."""
+    named = {
+        "search.trials": options.trials,
+        "training.epochs": options.epochs,
+        "search.control_share": options.control_share,
+        "search.seed": options.seed,
+        "resources.cpu": options.cpus,
+        "resources.gpu": options.gpus,
+        "resources.pack": options.pack,
+    }
+    return (*options.set, *(f"{key}={value}" for key, value in named.items() if value is not None))
+
+
+def check_space_given(options: argparse.Namespace) -> None:
+    """Refuse options of `add_space` that name no space."""
+    if options.space is None:
+        raise InputError(
+            "--space NAME or FILE is needed; python -m tune_fusion.search --list shows what there is"
+        )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -76,11 +131,16 @@ def typed(options: argparse.Namespace, *names: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """The options that say where trials run, and how many at once."""
+def add_concurrent(parser: argparse.ArgumentParser) -> None:
+    """The option that says how many trials run at once."""
     parser.add_argument(
         "--concurrent", type=natural, metavar="N", help="trials at once (default: as many as fit)"
     )
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The options that say where trials run, and how many at once."""
+    add_concurrent(parser)
     parser.add_argument("--address", metavar="ADDR", help="HOST:PORT of a running Ray cluster, or 'auto'")
 
 

@@ -18,6 +18,8 @@ from tune_fusion.space.configuration import Configuration
 Status = Literal["completed", "interrupted", "failed"]
 Scalar = bool | int | float | str | None
 
+_CROWDED = "memory ran out beside other trials: "
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -175,6 +177,16 @@ class Failed(_Event):
     """True where it cannot work on this machine: it does not fit into memory."""
 
 
+class Crowded(_Event):
+    """A trial ran out of memory beside others: it is tried again, and fewer run at once from then on."""
+
+    event: Literal["crowded"] = "crowded"
+    trial: int
+    reason: str
+    most: int
+    """How many trials may run at once now."""
+
+
 class ArmExhausted(_Event):
     """An arm has nothing new to suggest."""
 
@@ -216,6 +228,7 @@ Event = Annotated[
     | EpochEnded
     | WorkerLost
     | Failed
+    | Crowded
     | ArmExhausted
     | Noted
     | Logged
@@ -290,6 +303,9 @@ class Chronicle:
                 trial = record.trials[event.trial]
                 trial.infeasible = event.infeasible
                 self._end(trial, TrialState.FAILED, event.reason, event.at)
+            case Crowded():
+                earlier = [note for note in record.notes if not note.startswith(_CROWDED)]
+                record.notes = [*earlier, f"{_CROWDED}no more than {event.most} at once since then"]
             case ArmExhausted() | Noted():
                 record.notes += [event.note] if event.note else []
             case Logged():

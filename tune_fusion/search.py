@@ -6,6 +6,7 @@ Torch, Ray and MLflow are imported when a search needs them, so that ``--help`` 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -40,18 +41,7 @@ def _parser() -> commands.Parser:
         description="Search for the best layer-wise optimizer fusion, on this machine or a Ray cluster.",
         allow_abbrev=False,
     )
-    parser.add_argument("--space", metavar="NAME|FILE", help="a shipped search space (--list) or a YAML file")
-    parser.add_argument("--trials", type=commands.natural, metavar="N", help="trials in all (search.trials)")
-    parser.add_argument(
-        "--epochs", type=commands.natural, metavar="N", help="epochs a trial (training.epochs)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any key of the space file, value as YAML",
-    )
+    commands.add_space(parser)
     parser.add_argument("--name", help="name of the search and its folder (default: space and time)")
     parser.add_argument("--resume", metavar="NAME", help="go on with the search of this name")
     parser.add_argument(
@@ -66,22 +56,6 @@ def _parser() -> commands.Parser:
         "--offline", action="store_true", help="start although the MLflow store does not answer"
     )
     commands.add_places(parser)
-    parser.add_argument(
-        "--seed", type=commands.seed, metavar="N", help="seed of search and training (search.seed)"
-    )
-    parser.add_argument("--cpus", type=commands.natural, metavar="N", help="CPUs a trial (resources.cpu)")
-    parser.add_argument(
-        "--gpus",
-        type=commands.fraction_of_gpus,
-        metavar="F",
-        help="GPUs a trial, may be a fraction (resources.gpu)",
-    )
-    parser.add_argument(
-        "--control-share",
-        type=commands.share,
-        metavar="F",
-        help="part of the training epochs that goes to the single optimizers (search.control_share)",
-    )
     commands.add_cluster(parser)
     parser.add_argument(
         "--confirm", action="store_true", help="then confirm it: python -m tune_fusion.confirm"
@@ -104,8 +78,7 @@ def _check_options(options: argparse.Namespace) -> None:
             if getattr(options, name):
                 raise InputError(f"--{name} goes with --confirm only")
     if options.resume is None:
-        if options.space is None:
-            raise InputError("--space NAME or FILE is needed; --list shows what there is")
+        commands.check_space_given(options)
         if options.force:
             raise InputError("--force goes with --resume only")
         if options.warm_start and options.dry_run:
@@ -114,18 +87,6 @@ def _check_options(options: argparse.Namespace) -> None:
     for name in ("name", "rehearse", "dry_run", "warm_start"):
         if getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} does not go with --resume")
-
-
-def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
-    named = {
-        "search.trials": options.trials,
-        "training.epochs": options.epochs,
-        "search.control_share": options.control_share,
-        "search.seed": options.seed,
-        "resources.cpu": options.cpus,
-        "resources.gpu": options.gpus,
-    }
-    return (*options.set, *(f"{key}={value}" for key, value in named.items() if value is not None))
 
 
 def _list() -> int:
@@ -139,7 +100,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from tune_fusion.training.checks import check_space
     from tune_fusion.tuning.dry_run import describe_plan
 
-    checked = check_space(options.space, _overrides(options), stand_in=options.rehearse)
+    checked = check_space(options.space, commands.overrides(options), stand_in=options.rehearse)
     commands.say(describe_plan(checked))
     return 0
 
@@ -169,7 +130,7 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
 
         request = Request(
             space=options.space,
-            overrides=_overrides(options),
+            overrides=commands.overrides(options),
             name=options.name,
             **commands.places(options),
             offline=options.offline,
@@ -188,8 +149,10 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
             return finished
         from tune_fusion.tuning.driver import run_search
 
-        def ready(changes: list[str]) -> None:
+        def ready(changes: list[str], packing: str) -> None:
             waiting.stop()
+            if packing:
+                commands.say(f"{_COMMAND}: {packing}", sys.stderr)
             commands.tell_changes(_COMMAND, changes)
 
         return run_search(request, started, interruption, ready)

@@ -13,7 +13,7 @@ def test_a_rehearsal_is_small_and_keeps_the_question(parse):
         "training.precision=bfloat16",
         "training.epochs={int: [10, 30]}",
         "training.compile=true",
-        "resources={cpu: 8, gpu: 1}",
+        "resources={cpu: 8, gpu: 1, pack: auto}",
         "asha={grace_epochs: 5, reduction_factor: 4}",
         "search.metric=val_loss",
     )
@@ -24,7 +24,7 @@ def test_a_rehearsal_is_small_and_keeps_the_question(parse):
     assert small.training["epochs"] == Constant(2)
     assert small.training["precision"] == Constant("float32")
     assert small.training["compile"] == Constant(False)
-    assert (small.resources.cpu, small.resources.gpu) == (1, 0.0)
+    assert (small.resources.cpu, small.resources.gpu, small.resources.pack) == (1, 0.0, "auto")
     assert (small.asha.grace_epochs, small.asha.reduction_factor) == (1, 4)
     assert small.search.trials == 6
     for kept in ("low", "high", "controls", "optimizers", "name", "direction"):

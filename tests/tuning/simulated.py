@@ -193,4 +193,5 @@ def state(engine):
             for number, live in engine._live.items()
         ],
         "finished": engine.finished,
+        "most": engine.most,
     }

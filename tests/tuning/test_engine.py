@@ -19,7 +19,7 @@ from simulated import (
     session_of,
 )
 
-from tune_fusion.events import ArmExhausted, EpochEnded, Failed, Suggested, WorkerLost
+from tune_fusion.events import ArmExhausted, Crowded, EpochEnded, Failed, Suggested, WorkerLost
 from tune_fusion.records import TrialState
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.effective import effective_key
@@ -425,3 +425,77 @@ def test_an_exhausted_arm_is_said_once_and_leaves_its_turn_to_the_next():
     assert [event.arm for event in exhausted] == ["control"]
     assert sorted(trial.arm for trial in record.trials) == ["control"] + ["fusion"] * 11
     assert (record.notes, exhausted[0].note) == ([], "")
+
+
+def too_small_for(trials):
+    """An epoch on a machine whose memory has room for so many trials."""
+
+    def epoch(engine, trial):
+        if engine.running > trials:
+            engine.fail(trial.number, "out of memory", infeasible=True)
+            return False
+        return healthy(engine, trial)
+
+    return epoch
+
+
+@pytest.mark.parametrize(("slots", "fit"), [(4, 3), (4, 2), (4, 1), (2, 1)])
+def test_packed_trials_that_ran_out_of_memory_are_tried_again_with_fewer_at_once(slots, fit):
+    events = []
+    engine = make_engine(slots=slots, resources__pack="auto", write=events.append)
+    record = run(engine, too_small_for(fit))
+    assert engine.most == fit
+    assert set(record.counts()) <= {"completed", "stopped"}
+    assert len(record.trials) == len(record.ended) == 40
+    crowded = [event.most for event in events if isinstance(event, Crowded)]
+    assert crowded == sorted(crowded, reverse=True)
+    assert (crowded[0], crowded[-1]) == (slots - 1, fit)
+    assert record.notes == [f"memory ran out beside other trials: no more than {fit} at once since then"]
+    assert not any(isinstance(event, Failed | WorkerLost) for event in events)
+
+
+def test_a_trial_that_does_not_even_fit_alone_is_infeasible():
+    engine = make_engine(slots=3, resources__pack="auto", search__trials=6, search__control_share=0)
+
+    def epoch(engine, trial):
+        if trial.number == 1:
+            engine.fail(trial.number, "out of memory", infeasible=True)
+            return False
+        return healthy(engine, trial)
+
+    record = run(engine, epoch)
+    assert (record.trials[1].state, record.trials[1].infeasible) == (TrialState.FAILED, True)
+    assert [trial.state is TrialState.FAILED for trial in record.trials].count(True) == 1
+    assert engine.most == 1
+
+
+def test_trials_that_run_out_of_memory_together_do_not_each_take_a_slot():
+    engine = make_engine(slots=4, resources__pack="auto")
+    started = [engine.suggest() for _ in range(4)]
+    for trial in started:
+        engine.fail(trial.number, "out of memory", infeasible=True)
+    assert engine.most == 3
+    assert [engine.suggest() for _ in range(4)] == [*started[:3], None]
+
+
+def test_a_worker_that_was_ended_for_its_memory_is_no_loss_of_a_packed_trial():
+    engine = make_engine(slots=2, resources__pack="auto", search__retries=0)
+    first, second = engine.suggest(), engine.suggest()
+    engine.lose(first.number, "out of memory: Ray ended the worker", out_of_memory=True)
+    assert (engine.most, first.losses, first.ended) == (1, 0, None)
+    engine.fail(second.number, "RuntimeError: no")
+    assert engine.suggest() is first
+    # Alone by now.
+    engine.lose(first.number, "out of memory: Ray ended the worker", out_of_memory=True)
+    assert (first.losses, first.state) == (1, TrialState.FAILED)
+
+
+def test_as_many_trials_as_were_asked_for_run_whatever_memory_says():
+    engine = make_engine(slots=2)
+    first = engine.suggest()
+    engine.suggest()
+    engine.fail(first.number, "out of memory", infeasible=True)
+    assert (engine.most, first.infeasible) == (None, True)
+    second = engine.suggest()
+    engine.lose(second.number, "out of memory: Ray ended the worker", out_of_memory=True)
+    assert (engine.most, second.losses) == (None, 1)

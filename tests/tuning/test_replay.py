@@ -22,7 +22,7 @@ from simulated import (
     troubled,
 )
 
-from tune_fusion.events import Chronicle, EpochEnded, Failed, Session, Suggested, WorkerLost
+from tune_fusion.events import Chronicle, Crowded, EpochEnded, Failed, Session, Suggested, WorkerLost
 from tune_fusion.journal import Journal, read_journal
 from tune_fusion.records import TrialState
 from tune_fusion.tuning.same_decision import DivergenceError
@@ -49,6 +49,7 @@ SPACES = {
         FINITE.replace("  optimizers:", "  controls: [adam, sgd]\n  optimizers:"), search__trials=30
     ),
     "small grid": make_space(FINITE, search__trials=8),
+    "packed": make_space(SPACE, training__epochs=3, search__trials=30, resources__pack="auto"),
 }
 # Few values, so that trials tie, and any value.
 VALUES = st.sampled_from([0.0, 0.25, 0.5]) | st.floats(0, 1)
@@ -200,8 +201,9 @@ def test_the_plans_reach_what_they_should_show(tmp_path):
         reached["notes"] += len(record.notes)
         reached["lost"] += sum(trial.losses > 0 for trial in record.trials)
         reached["infeasible"] += sum(trial.infeasible for trial in record.trials)
+        reached["crowded"] += sum(isinstance(e, Crowded) for e in read_journal(driver.path).events)
     ended = {TrialState.COMPLETED, TrialState.STOPPED, TrialState.DIVERGED, TrialState.FAILED}
-    assert not (ended | {"duplicates", "notes", "lost", "infeasible"}) - {
+    assert not (ended | {"duplicates", "notes", "lost", "infeasible", "crowded"}) - {
         key for key, n in reached.items() if n
     }
 

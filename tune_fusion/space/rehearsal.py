@@ -19,13 +19,13 @@ _GRACE_EPOCHS = 1
 def rehearse(space: SearchSpace, model_name: str, n_layers: int) -> SearchSpace:
     """The same space for a stand-in model on a few digits: 6 trials of 2 epochs on one CPU, in float32.
 
-    Optimizers, ranges, sampler and scheduler stay as they are. Switch layers are mapped onto the stand-in's
-    `n_layers` layers (at least 2): one index becomes that index, or the last possible one; anything else the
-    whole range.
+    Optimizers, ranges, sampler and scheduler stay as they are, and so does how trials are packed. Switch
+    layers are mapped onto the stand-in's `n_layers` layers (at least 2): one index becomes that index, or the
+    last possible one; anything else the whole range.
     """
     model = ModelSettings(name=model_name)
     data = DataSettings(name="digits", validation=0.2, limit=400)
-    resources = ResourceSettings(cpu=1, gpu=0.0)
+    resources = ResourceSettings(cpu=1, gpu=0.0, pack=space.resources.pack)
     switch = space.switch_layer if space.single else _mapped_switch(space.switch_layer, last=n_layers - 2)
     document = Document.parse(space.text, space.places.label)
     document.assign(

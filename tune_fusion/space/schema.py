@@ -9,7 +9,7 @@ from typing import Literal
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.configuration import ALL, Value
-from tune_fusion.space.document import Places
+from tune_fusion.space.document import Document, Places
 from tune_fusion.space.domain import Choice, Constant, Domain, IntRange, extremes, shown
 from tune_fusion.space.settings import (
     METRICS,
@@ -72,6 +72,14 @@ class SearchSpace:
     def to_yaml(self) -> str:
         """The file as run, with everything set from outside in it; `load_space` reads it back."""
         return self.text
+
+    def with_resources(self, cpu: int, gpu: float) -> SearchSpace:
+        """The same space for trials that occupy so many CPUs and GPUs each, in the file as run, too."""
+        chosen = {"cpu": cpu, "gpu": gpu}
+        document = Document.parse(self.text, self.places.label)
+        document.assign({f"resources.{key}": value for key, value in chosen.items()})
+        resources = self.resources.model_copy(update=chosen)
+        return dataclasses.replace(self, resources=resources, text=document.text)
 
     def with_switch(self, layers: Sequence[str]) -> SearchSpace:
         """The same space for a model whose layers have these names, in forward order: names become indices.

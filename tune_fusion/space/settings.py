@@ -121,4 +121,10 @@ class ResourceSettings(Section):
     """``resources``: what one trial occupies."""
 
     cpu: Positive = 1
+    """CPUs, each with a torch thread."""
     gpu: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs; a fraction shares one."""
+    pack: Literal["fixed", "auto"] = "fixed"
+    """``auto``: the search measures its own training step when it starts, and chooses `cpu` and the fraction
+    of a GPU; `gpu` then only says whether trials train on GPUs (above 0) or on CPUs. When memory runs out all
+    the same, fewer trials run at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
 from tune_fusion.space.effective import resolved_settings
 from tune_fusion.space.settings import TrainingSettings
-from tune_fusion.training.memory import keep_freed_memory
+from tune_fusion.training.allocation import keep_freed_memory
 from tune_fusion.training.metrics import EpochResult, Evaluator
 from tune_fusion.training.workbench import Workbench
 
@@ -104,6 +105,17 @@ class Trainer:
             self._schedule.step()
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return EpochResult(self.epoch, finite, diverged)
+
+    def steps(self) -> Iterator[int]:
+        """Train step after step, without end and without looking at the loss; yields the images of each.
+
+        For who asks how long steps take, not where they lead.
+        """
+        self.model.train()
+        for epoch in itertools.count(1):
+            for images, labels in self._train_batches.epoch(epoch):
+                self._step(images, labels)
+                yield len(labels)
 
     def test(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Measure the test images with `weights` of this trainer's model, which keeps them.

@@ -20,7 +20,13 @@ from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.failures import Failure
 from tune_fusion.tuning.hangs import HangWatch
 from tune_fusion.tuning.trainable import FusionTrial, TrialPlan
-from tune_fusion.tuning.workers import death_reason, end_worker, has_worker, losses_survived
+from tune_fusion.tuning.workers import (
+    OUT_OF_MEMORY,
+    death_reason,
+    end_worker,
+    has_worker,
+    losses_survived,
+)
 
 # How often hung trials are looked for, in seconds.
 _LOOK_SECONDS = 1.0
@@ -123,7 +129,7 @@ class EngineScheduler(_Unpickled, FIFOScheduler):  # type: ignore[misc]  # Ray s
         self._watch.left(number)
         reason = self._hung.pop(number, None) or death_reason(trial)
         with self._trouble.noted():
-            self._engine.lose(number, reason)
+            self._engine.lose(number, reason, out_of_memory=reason == OUT_OF_MEMORY)
 
     def choose_trial_to_run(self, tune_controller: Any, **kwargs: Any) -> Trial | None:
         """Called once a turn of Ray's loop: the place to notice that the search must end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tune_fusion.tuning.interruption import Interruption
 from tune_fusion.tuning.kept_files import best_trials
 from tune_fusion.tuning.opening import opened, reopened
 from tune_fusion.tuning.outcome import Outcome
+from tune_fusion.tuning.packing import pack, prepare, reasons, with_resources
 from tune_fusion.tuning.preflight import (
     Request,
     as_before,
@@ -38,12 +40,13 @@ from tune_fusion.tuning.warm_start import Earlier, check_alike, copy_weights, fi
 
 
 def run_search(
-    request: Request, started: float, interruption: Interruption, ready: Callable[[list[str]], None]
+    request: Request, started: float, interruption: Interruption, ready: Callable[[list[str], str], None]
 ) -> Outcome:
     """Check the request, run the search on Ray, write and log what it found.
 
     `started` is when the command was typed, in seconds since 1970; `ready` is called once, right before the
-    first trial, with what has changed since the search was started, in words. Raises InputError before
+    first trial, with what has changed since the search was started and how its trials were packed, in words:
+    empty where nothing was, or long ago. Raises InputError before
     anything is written; once trials run, whatever happens becomes an `Outcome`.
     """
     with ExitStack() as stack:
@@ -55,10 +58,14 @@ def run_search(
         source = _source(request, past)
         checked = check_space(source.name_or_path, source.overrides, stand_in=source.rehearse)
         folder = check_name(request, checked) if past is None else past.folder
+        checked = prepare(checked) if past is None else checked
         check_store(request)
         cluster.check_machine(request.address, checked.space.resources, torch.cuda.device_count())
         bench = prove(checked, pick_device(0))
         check_confirmable(request, bench)
+        packing = ""
+        if past is None and checked.space.resources.pack == "auto":
+            checked, source, packing = _packed(request, checked, source)
         session = session_of(request, past, source, checked, bench.data.fingerprint, folder.name, started)
         changes: list[str] = []
         if past is not None:
@@ -76,6 +83,7 @@ def run_search(
         inherited = [] if earlier is None else inherit(engine, earlier)
         nodes = stack.enter_context(connected(request, checked, bench, folder, interruption))
         search = _SearchRun(request, checked, bench, folder, engine, interruption, nodes)
+        search.packing = packing
         if past is not None:
             replay(search.engine, past, strict=not request.force)
             # Before the journal names it: otherwise a death in between would look like a change of the file.
@@ -83,7 +91,7 @@ def run_search(
         ours = stack.enter_context(opened(folder, session, past, inherited))
         if earlier is not None:
             copy_weights(engine, earlier, folder)
-        ready([*changes, *moved])
+        ready([*changes, *moved], packing)
         return search.run(ours, None if past is None else session)
 
 
@@ -92,6 +100,13 @@ def _source(request: Request, past: Past | None) -> SpaceSource:
         return resumed_source(past, request.space, request.overrides)
     assert request.space is not None
     return SpaceSource(request.space, request.overrides, request.rehearse)
+
+
+def _packed(request: Request, checked: Checked, source: SpaceSource) -> tuple[Checked, SpaceSource, str]:
+    """The space and its source with what a trial is to occupy, and why, in words."""
+    packing = pack(checked, request.concurrent)
+    source = replace(source, overrides=(*source.overrides, *packing.overrides))
+    return with_resources(checked, packing.cpu, packing.gpu), source, reasons(packing)
 
 
 def _earlier(request: Request, checked: Checked, bench: Workbench) -> Earlier | None:
@@ -107,8 +122,12 @@ class _SearchRun(Running):
     """One session of a search."""
 
     command = "search"
+    packing: str = ""
+    """How the trials of a new search were packed, in words."""
 
     def _begin(self) -> None:
+        if self.packing:
+            self.engine.note(self.packing)
         self.engine.begin()
 
     def _wanted(self, record: SearchRecord) -> set[int]:

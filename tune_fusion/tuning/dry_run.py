@@ -15,7 +15,7 @@ _SAMPLES = 10
 def describe_plan(checked: Checked) -> str:
     """The layer map, ten sampled configurations, the rungs with expected trials, the plan's epochs."""
     arms = make_arms(checked.space)
-    parts = [_header(checked), _layer_table(checked), _samples(checked, arms), _rungs(checked, arms)]
+    parts = [header(checked), _layer_table(checked), _samples(checked, arms), rungs(checked, arms)]
     try:
         check_provided(checked)
     except InputError as error:
@@ -23,7 +23,8 @@ def describe_plan(checked: Checked) -> str:
     return "\n\n".join(parts)
 
 
-def _header(checked: Checked) -> str:
+def header(checked: Checked) -> str:
+    """The space in one line: model, data, and how it is searched."""
     space, data = checked.space, checked.data
     return (
         f"{space.name}: {space.model.name} on {data.name}, {data.train_images} training and "
@@ -59,23 +60,37 @@ def _samples(checked: Checked, arms: list[SearchArm]) -> str:
     return "\n".join(lines)
 
 
-def _rungs(checked: Checked, arms: list[SearchArm]) -> str:
-    space = checked.space
-    epochs = int(largest(space.training["epochs"]))
-    lines, total = ["rungs, expected trials at each"], 0.0
+def rungs(checked: Checked, arms: list[SearchArm]) -> str:
+    """The rungs with the trials and epochs that each arm is expected to spend."""
+    epochs = int(largest(checked.space.training["epochs"]))
+    lines = ["rungs, expected trials at each"]
     for arm in arms:
-        trials = space.search.trials * arm.share  # as many as that, if both arms stop trials equally early
-        plan = [(epochs, trials)]
-        if space.search.scheduler == "asha":
-            plan = expected_trials(space.asha, epochs, trials)
-        spent, before = 0.0, 0
-        for rung, reached in plan:
-            spent += reached * (rung - before)
-            before = rung
-        total += spent
+        plan = _reached(checked, arm)
         steps = ", ".join(f"epoch {rung}: {reached:.1f}" for rung, reached in plan)
-        lines.append(f"  {arm.name:<8} {steps}; about {spent:.0f} of {trials * epochs:.0f} epochs")
-    full = space.search.trials * epochs
+        full = checked.space.search.trials * arm.share * epochs
+        lines.append(f"  {arm.name:<8} {steps}; about {_spent(plan):.0f} of {full:.0f} epochs")
+    total, full = expected_epochs(checked, arms), checked.space.search.trials * epochs
     images = checked.data.train_images
     lines.append(f"  plan     about {total:.0f} of {full} epochs, {total * images:,.0f} training images")
     return "\n".join(lines)
+
+
+def expected_epochs(checked: Checked, arms: list[SearchArm]) -> float:
+    """The epochs that a whole search is expected to train."""
+    return sum(_spent(_reached(checked, arm)) for arm in arms)
+
+
+def _reached(checked: Checked, arm: SearchArm) -> list[tuple[int, float]]:
+    """How many of an arm's trials are expected to reach each rung, and the last epoch."""
+    space = checked.space
+    epochs = int(largest(space.training["epochs"]))
+    trials = space.search.trials * arm.share  # as many as that, if both arms stop trials equally early
+    if space.search.scheduler == "asha":
+        return expected_trials(space.asha, epochs, trials)
+    return [(epochs, trials)]
+
+
+def _spent(plan: list[tuple[int, float]]) -> float:
+    """The epochs of trials that get so far."""
+    before = [0, *(rung for rung, _ in plan)]
+    return sum(reached * (rung - start) for start, (rung, reached) in zip(before, plan, strict=False))

@@ -14,6 +14,7 @@ from tune_fusion.events import (
     ArmExhausted,
     Chronicle,
     Closed,
+    Crowded,
     EpochEnded,
     Event,
     Failed,
@@ -51,6 +52,8 @@ class _Live:
     key: str
     handed_out: bool = False
     """True while a worker trains it."""
+    company: int = 0
+    """The most trials that have run at once since then, this one included."""
 
 
 @dataclass
@@ -58,8 +61,9 @@ class Engine:
     """The search as a sequence of decisions, driven by whoever runs the trials.
 
     `suggest` gives trials to run, `report` says whether one trains on, `fail` and `lose` are told what went
-    wrong. The arms run side by side: the next trial is of the arm that has spent the least of its share of
-    the epochs (the first of them where they are equal); what an exhausted arm leaves goes to the others.
+    wrong; in a space that packs trials automatically, too little memory first means too many at once. The
+    arms run side by side: the next trial is of the arm that has spent the least of its share of the epochs
+    (the first of them where they are equal); what an exhausted arm leaves goes to the others.
     """
 
     space: SearchSpace
@@ -76,6 +80,8 @@ class Engine:
     """Why the search cannot go on, where the first trials all failed alike."""
     draining: bool = False
     """True: nothing starts any more, as the search is about to be left."""
+    most: int | None = None
+    """The most trials that memory has room for at once, once it has run out."""
     _live: dict[int, _Live] = field(default_factory=dict)
     _known: dict[str, TrialRecord] = field(default_factory=dict)
 
@@ -162,12 +168,11 @@ class Engine:
 
         A trial whose worker was lost, or that ran when an earlier process ended, comes before a new one.
         """
-        if self.draining or self.broken or self.running >= self.slots():
+        if self.draining or self.broken or self.running >= self._room():
             return None
         for number, live in self._live.items():
             if not live.handed_out:
-                live.handed_out = True
-                return self.record.trials[number]
+                return self._hand_out(number)
         while (arm := self.next_arm()) is not None:
             trial = self._new_trial(arm)
             if trial is not None:
@@ -202,14 +207,14 @@ class Engine:
 
     def fail(self, number: int, reason: str, *, infeasible: bool = False) -> None:
         """An error of its training ended the trial; `infeasible`: it does not fit into memory."""
-        if number not in self._live:
+        if number not in self._live or (infeasible and self._make_room(number, reason)):
             return
         self._happen(Failed(trial=number, reason=reason, infeasible=infeasible))
         self._check_broken()
 
-    def lose(self, number: int, reason: str) -> None:
+    def lose(self, number: int, reason: str, *, out_of_memory: bool = False) -> None:
         """The trial's worker is gone: `suggest` gives the trial again, until its retries are spent."""
-        if number not in self._live:
+        if number not in self._live or (out_of_memory and self._make_room(number, reason)):
             return
         losses, retries = self.record.trials[number].losses + 1, self.space.search.retries
         ends = losses > retries
@@ -217,6 +222,28 @@ class Engine:
             reason = f"{reason} (its worker was lost {losses} times)"
         self._happen(WorkerLost(trial=number, reason=reason, ends=ends))
         self._check_broken()
+
+    def _room(self) -> int:
+        """How many trials may run at once."""
+        return self.slots() if self.most is None else min(self.most, self.slots())
+
+    def _hand_out(self, number: int) -> TrialRecord:
+        """Give a trial to a worker."""
+        self._live[number].handed_out, self._live[number].company = True, 0
+        running = self.running
+        for live in self._live.values():
+            if live.handed_out:
+                live.company = max(live.company, running)
+        return self.record.trials[number]
+
+    def _make_room(self, number: int, reason: str) -> bool:
+        """Try a trial that ran out of memory again, beside fewer others; False where that is no way out."""
+        company = self._live[number].company
+        if self.space.resources.pack != "auto" or company < 2:
+            return False
+        most = company - 1 if self.most is None else min(self.most, company - 1)
+        self._happen(Crowded(trial=number, reason=reason, most=most))
+        return True
 
     def close(self, status: Status, problem: str = "") -> None:
         """Leave the search; trials without an end are interrupted, and go on when it is resumed."""
@@ -261,9 +288,7 @@ class Engine:
             )
             self._happen(event, suggestion)
             if earlier is None:
-                trial = self.record.trials[-1]
-                self._live[trial.number].handed_out = True
-                return trial
+                return self._hand_out(self.record.trials[-1].number)
         note = f"the {arm.name} arm found no new configuration after {arm.started} trials"
         if any(not other.exhausted for other in self.arms if other is not arm):
             note += ": the rest goes to the other arm"
@@ -335,6 +360,8 @@ class Engine:
                     arm.asha.tell(event.trial, event.epoch, event.metrics[self.record.metric])
             case WorkerLost():
                 self._live[event.trial].handed_out = False
+            case Crowded():
+                self._live[event.trial].handed_out, self.most = False, event.most
             case ArmExhausted():
                 arm = self.arm(event.arm)
                 if arm is not None:

@@ -30,21 +30,19 @@ def check_room(folder: Path, bench: Workbench, slots: int) -> None:
 
     What an earlier session has left there has its room already.
     """
-    needed, free = _lacking_bytes(folder, bench, slots), _free(folder)
+    needed, free = _lacking_bytes(folder, bench, slots), free_bytes(folder)
     if free < needed:
         raise InputError(
             f"--output {folder.parent}: checkpoints and weights of {slots} trials at once need "
-            f"{_megabytes(needed)}, {_megabytes(free)} are free there: make room, choose another folder or "
+            f"{megabytes(needed)}, {megabytes(free)} are free there: make room, choose another folder or "
             "lower --concurrent"
         )
 
 
 def no_room(error: OSError, folder: Path, bench: Workbench, slots: int) -> str:
     """What to say when writing failed with `error` in the middle of a search."""
-    return (
-        f"{folder}: {error.strerror or error}; the search needs "
-        f"{_megabytes(_lacking_bytes(folder, bench, slots))} more there, {_megabytes(_free(folder))} are free"
-    )
+    lacking, free = megabytes(_lacking_bytes(folder, bench, slots)), megabytes(free_bytes(folder))
+    return f"{folder}: {error.strerror or error}; the search needs {lacking} more there, {free} are free"
 
 
 def _lacking_bytes(folder: Path, bench: Workbench, slots: int) -> int:
@@ -62,10 +60,12 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk of `folder`, which need not exist yet."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(place).free
 
 
-def _megabytes(count: int) -> str:
+def megabytes(count: int) -> str:
+    """The bytes in words: ``1,234 MB``."""
     return f"{count / 2**20:,.0f} MB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_fusion.events import (
+    Crowded,
     EpochEnded,
     Event,
     Failed,
@@ -34,7 +35,7 @@ def check_same_decision(engine: Engine, event: Event) -> None:
             _check_key(engine, event, None)
         case EpochEnded():
             _check_epoch(engine, event)
-        case WorkerLost() | Failed():
+        case WorkerLost() | Failed() | Crowded():
             if not engine.is_open(event.trial):
                 raise DivergenceError(f"trial {event.trial} is not running here")
 

@@ -16,13 +16,14 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.experiment import Trial
 
+OUT_OF_MEMORY = (
+    "out of memory: Ray ended the worker because the memory of its node was nearly full; run fewer "
+    "trials at once (--concurrent) or lower training.batch_size"
+)
+"""What `death_reason` says where Ray's memory monitor has ended the worker."""
 # What Ray's errors say, and what that means; the first that fits.
 _REASONS = (
-    (
-        "low on memory",
-        "out of memory: Ray ended the worker because the memory of its node was nearly full; run fewer "
-        "trials at once (--concurrent) or lower training.batch_size",
-    ),
+    ("low on memory", OUT_OF_MEMORY),
     ("killed by `ray.kill`", "the worker was ended by the search"),
     ("creation task", "the worker could not start: {cause}"),
     (r"\n  File ", "the worker failed: {cause}"),
