@@ -15,7 +15,7 @@ from searches import Search
 WORKLOADS = {
     "24 trials": (
         0.95,
-        ["--space", "fashion_mnist", "--trials", "24", "--epochs", "6", "--set", "data.limit=12000"],
+        ["--space", "fashion_mnist", "--trials", "24", "--epochs", "7", "--set", "data.limit=12000"],
     ),
     "100 trials": (0.85, ["--space", "digits", "--trials", "100", "--epochs", "5"]),
 }
