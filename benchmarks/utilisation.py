@@ -1,10 +1,9 @@
 """How much of a search's slots is training and evaluation, from its process's start to its exit; the rest.
 
-Two searches on every CPU of this machine, one torch thread each: 24 trials of about 10 s, and 100 of about
-1 s. Nothing is stopped early, so that trials have these lengths. The parts add up to the whole.
+Two searches on two slots of one torch thread: 24 trials of about 10 s, and 100 of about 1 s. Nothing is
+stopped early, so that trials have these lengths. The parts add up to the whole.
 """
 
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from measuring import Figure, run
 from searches import Search
 
+SLOTS = 2
 WORKLOADS = {
     "24 trials": (
         0.95,
@@ -21,27 +21,27 @@ WORKLOADS = {
 }
 
 
-def parts(search, slots):
+def parts(search):
     """Seconds a slot, on average, by what they went into."""
     workers = search.workers
     left = search.started + search.seconds
     imported = search.times("session")[0]
     asked = search.times("suggested")[0]
-    idle_slots = slots - len(workers)
+    idle_slots = SLOTS - len(workers)
     firsts = [epochs[0].started for epochs in workers]
     lasts = [epochs[-1].ended for epochs in workers]
     end = max(lasts)
     seconds = {
         "work": search.work_seconds,
-        "imports and checks": slots * (imported - search.started),
-        "Ray's start": slots * (asked - imported),
+        "imports and checks": SLOTS * (imported - search.started),
+        "Ray's start": SLOTS * (asked - imported),
         "workers, to the first epoch": sum(first - asked for first in firsts),
         "between epochs": sum(search.gaps(between_trials=False)),
         "between trials": sum(search.gaps(between_trials=True)),
         "idle at the end": sum(end - last for last in lasts) + idle_slots * (end - asked),
-        "ending": slots * (left - end),
+        "ending": SLOTS * (left - end),
     }
-    return {name: value / slots for name, value in seconds.items()}
+    return {name: value / SLOTS for name, value in seconds.items()}
 
 
 def measure(options):
@@ -50,15 +50,14 @@ def measure(options):
         if options.only and name.split()[0] not in options.only:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            search = Search(Path(scratch), *words, "--set", "search.scheduler=none")
-        slots = os.cpu_count()
-        share = search.work_seconds / (slots * search.seconds)
+            search = Search(
+                Path(scratch), *words, "--concurrent", str(SLOTS), "--set", "search.scheduler=none"
+            )
+        share = search.work_seconds / (SLOTS * search.seconds)
         length = search.work_seconds / search.trials
-        note = f"{search.trials} trials of {length:.1f} s, {search.seconds:.1f} s on {slots} slots"
+        note = f"{search.trials} trials of {length:.1f} s, {search.seconds:.1f} s"
         figures.append(Figure(f"{name}: utilisation", share, "", target=target, at_most=False, note=note))
-        figures += [
-            Figure(f"{name}: {part}", value, "s a slot") for part, value in parts(search, slots).items()
-        ]
+        figures += [Figure(f"{name}: {part}", value, "s a slot") for part, value in parts(search).items()]
         turnaround = statistics.median(search.gaps(between_trials=True))
         figures.append(Figure(f"{name}: from trial to trial", turnaround, "s", note="median"))
     return figures

@@ -25,6 +25,7 @@ from tune_fusion import FusedOptimizer, HNAdam, build_model
 from tune_fusion.data.splits import hold_out, select
 from tune_fusion.space.settings import DataSettings
 
+CLASSES = 10
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -88,14 +89,16 @@ def suggest_value(trial, name, domain):
 def epochs(content, parameters):
     """Train one configuration; yields the metrics of each epoch."""
     torch.set_num_threads(1)
-    torch.manual_seed(content["search"]["seed"])
+    seed = content["search"]["seed"]
+    torch.manual_seed(seed)
     training = content["training"]
-    train_set, validation_set, channels = data_sets(DataSettings.model_validate(content["data"]))
+    train_set, validation_set, channels = data_sets(DataSettings.model_validate(content["data"]), seed)
     loader = DataLoader(train_set, batch_size=training["batch_size"], shuffle=True)
     validation_loader = DataLoader(validation_set, batch_size=training["batch_size"])
     layout = torch.channels_last if training.get("channels_last") else torch.contiguous_format
     model = build_model(
         content["model"]["name"],
+        num_classes=CLASSES,
         weights=content["model"].get("weights"),
         in_channels=channels,
         image_size=content["data"].get("image_size"),
@@ -152,10 +155,10 @@ def make_optimizer(model, parameters):
 
 
 @functools.cache
-def data_sets(data):
+def data_sets(data, seed):
     """The training and the validation set, and their channels; read once a process."""
     if data.name == "digits":
-        return digits(data)
+        return digits(data, seed)
     side = data.image_size or 32
     resize = [transforms.Resize((side, side)), transforms.ToTensor()]
     if data.name == "fashion_mnist":
@@ -172,18 +175,18 @@ def data_sets(data):
             for more in (flip, [])
         ]
         channels = 3
-    rows = select(data, np.asarray(sets[0].targets), None, classes=10, seed=0)
+    rows = select(data, np.asarray(sets[0].targets), None, classes=CLASSES, seed=seed)
     return Subset(sets[0], rows.train), Subset(sets[1], rows.validation), channels
 
 
-def digits(data):
+def digits(data, seed):
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    kept = hold_out(labels, 10, data.test)
+    kept = hold_out(labels, CLASSES, data.test)
     images, labels = torch.from_numpy(images[kept]).float().reshape(-1, 1, 8, 8) / 16, labels[kept]
     # LeNet-5 takes 32 pixels; so small a set is resized at once, not image by image.
     images = transforms.functional.resize(images, [32, 32])
-    rows = select(data, labels, None, classes=10, seed=0)
+    rows = select(data, labels, None, classes=CLASSES, seed=seed)
     parts = [TensorDataset(images[r], torch.from_numpy(labels[r])) for r in (rows.train, rows.validation)]
     return *parts, 1
