@@ -89,13 +89,18 @@ def show(figures):
         print(f"{figure.name:<{width}}  {figure.value:>12,.4g} {figure.unit:<10} {target}{note}", flush=True)
 
 
-def run(name, description, measure):
-    """The command line of a benchmark: ``--json FILE``; `measure` returns its figures."""
+def run(name, description, measure, add_options=None):
+    """The command line of a benchmark: ``--json FILE``; `measure` returns its figures.
+
+    A benchmark with options of its own adds them in `add_options`; `measure` then takes them.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    if add_options is not None:
+        add_options(parser)
     options = parser.parse_args()
     print(f"== {name}", flush=True)
-    figures = measure()
+    figures = measure() if add_options is None else measure(options)
     show(figures)
     if options.json:
         content = {"benchmark": name, "machine": machine(), "figures": [asdict(figure) for figure in figures]}
