@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: audit search test test-chaos test-slow install clean
+.PHONY: audit bench search test test-chaos test-slow install clean
 
 install: .venv/.installed
 
@@ -28,6 +28,13 @@ test-chaos: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# One after the other, on a machine that does nothing else; the tables as JSON in benchmarks/results.
+BENCHMARKS := optimizers data turnaround utilisation driver end_to_end
+bench: install
+	for name in $(BENCHMARKS); do \
+	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
+	done
 
 # By itself pip-audit is content where it could ask about nothing: --strict wants an answer for every pin.
 audit: install

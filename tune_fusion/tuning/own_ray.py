@@ -15,8 +15,9 @@ from typing import Any
 
 # Trials pass nothing through Ray's object store but their configuration.
 _OBJECT_STORE_BYTES = 200 * 2**20
-# Every worker imports this while the driver is still busy, so that its first trial does not wait for it.
-_PRELOADED = "tune_fusion.tuning.trainable"
+# What every worker imports while the driver is still busy, so that its first trial does not wait for it: what it
+# runs, and torch's compiler, which all optimizers of torch import with their first step.
+_PRELOADED = ["tune_fusion.tuning.trainable", "torch._dynamo"]
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def our_own_ray() -> Iterator[dict[str, Any]]:
         yield {
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            "_system_config": {"preload_python_modules": [_PRELOADED]},
+            "_system_config": {"preload_python_modules": _PRELOADED},
         }
 
 
