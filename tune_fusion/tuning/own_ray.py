@@ -15,8 +15,8 @@ from typing import Any
 
 # Trials pass nothing through Ray's object store but their configuration.
 _OBJECT_STORE_BYTES = 200 * 2**20
-# What every worker imports while the driver is still busy, so that its first trial does not wait for it: what it
-# runs, and torch's compiler, which all optimizers of torch import with their first step.
+# What every worker imports while the driver is still busy, so that its first trial does not wait for it: what
+# it runs, and torch's compiler, which all optimizers of torch import with their first step.
 _PRELOADED = ["tune_fusion.tuning.trainable", "torch._dynamo"]
 
 
