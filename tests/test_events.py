@@ -236,3 +236,12 @@ def test_the_moment_of_an_event_is_now():
     before = time.time()
     event = Noted(note="x")
     assert before <= event.at <= time.time()
+
+
+def test_equal_keys_of_results_are_kept_once():
+    def named():
+        return "".join(["val_", "accuracy"])
+
+    epochs = [epoch(0, number, 1001.0, metrics={named(): 0.5}) for number in (1, 2)]
+    first, second = ([*metrics] for metrics in told(suggested(0), *epochs).record.trials[0].epochs)
+    assert first[0] is second[0]

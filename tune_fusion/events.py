@@ -5,6 +5,7 @@ The record is nothing but the events in their order: `Chronicle.apply` is the on
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -289,7 +290,8 @@ class Chronicle:
                 self._take_in(event)
             case EpochEnded():
                 trial = record.trials[event.trial]
-                trial.epochs.append(dict(event.metrics))
+                # Every result comes with keys of its own, which would outweigh the values.
+                trial.epochs.append({sys.intern(key): value for key, value in event.metrics.items()})
                 trial.times.append(event.at)
                 trial.node = event.node
                 if event.ends is not None:

@@ -85,11 +85,12 @@ class TrialRecord:
 
     def best_epoch(self, metric: str, direction: str) -> dict[str, float] | None:
         """The metrics of the best epoch, with its number as ``epoch``; None before the first."""
-        measured = [dict(m, epoch=float(i + 1)) for i, m in enumerate(self.epochs) if metric in m]
+        measured = [index for index, values in enumerate(self.epochs) if metric in values]
         if not measured:
             return None
         sign = 1.0 if direction == "max" else -1.0
-        return max(measured, key=lambda m: sign * m[metric])
+        best = max(measured, key=lambda index: sign * self.epochs[index][metric])
+        return dict(self.epochs[best], epoch=float(best + 1))
 
     def total(self, metric: str) -> float:
         """A metric summed over all epochs, such as ``train_seconds``."""
@@ -156,8 +157,10 @@ class SearchRecord:
 
     def value(self, trial: TrialRecord) -> float | None:
         """The best value of the search's metric that the trial reached."""
-        best = trial.best_epoch(self.metric, self.direction)
-        return None if best is None else best[self.metric]
+        # Tables ask for the value of every trial several times a second.
+        metric = self.metric
+        values = [values[metric] for values in trial.epochs if metric in values]
+        return (max if self.direction == "max" else min)(values, default=None)
 
     def best(
         self, *, single: bool | None = None, origin: str | None = None, arm: str | None = None

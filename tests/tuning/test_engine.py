@@ -125,6 +125,16 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another():
     assert parameters(3, 1) != parameters(4, 1)
 
 
+def test_where_one_trial_runs_at_a_time_no_result_is_passed_over(monkeypatch):
+    def parameters(slots):
+        return [t.parameters for t in run(make_engine(slots=slots)).trials]
+
+    exact = {slots: parameters(slots) for slots in (1, 3)}
+    monkeypatch.setattr("tune_fusion.tuning.study._AHEAD_FROM", 4)
+    assert parameters(1) == exact[1]
+    assert parameters(3) != exact[3]
+
+
 def test_tpe_finds_better_configurations_than_the_untuned_default():
     record = run(make_engine())
     assert record.value(record.best()) > record.value(record.untuned("fusion"))

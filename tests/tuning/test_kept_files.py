@@ -97,6 +97,39 @@ def test_the_lowest_loss_is_the_best(kept):
     assert kept(*trials, metric="val_loss") == [1]
 
 
+def test_nobody_looks_again_at_what_was_given_up(folder):
+    search, asked = make_search(), []
+
+    def wanted(record):
+        asked.append(len(record.trials))
+        return best_trials(record)
+
+    keeper = FileKeeper(search, folder, wanted)
+    for number, value in enumerate([0.3, 0.6, 0.4, 0.5, 0.7, 0.2, 0.1, 0.8]):
+        search.trials.append((make_single if number % 3 else make_trial)(number, [value]))
+        write_files(folder, search.trials[number])
+        keeper.trial_ended(search.trials[number])
+    # The best fusion, the best single optimizer, and the one that has just ended.
+    assert max(asked) == 3
+    assert weights(folder) == [3, 7]
+    later = FileKeeper(search, folder, best_trials)
+    search.trials.append(make_trial(8, [0.9]))
+    write_files(folder, search.trials[8])
+    later.trial_ended(search.trials[8])
+    assert weights(folder) == [7, 8]
+
+
+def test_an_inherited_trial_is_given_up_once_a_better_one_has_ended(folder):
+    search = make_search(inherited=[make_trial(-1, [0.5])])
+    write_files(folder, search.inherited[0])
+    keeper = FileKeeper(search, folder, best_trials)
+    for number, value, left in ((0, 0.4, -1), (1, 0.6, 1)):
+        search.trials.append(make_trial(number, [value]))
+        write_files(folder, search.trials[number])
+        keeper.trial_ended(search.trials[number])
+        assert weights(folder) == [left]
+
+
 def test_tidying_leaves_what_is_needed_to_go_on_and_the_best(folder):
     search = make_search(
         make_single(0, [0.6]),

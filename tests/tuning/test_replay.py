@@ -156,6 +156,21 @@ def test_any_sequence_of_events_replays_to_the_state_it_was_written_from(name, p
     driver.close()
 
 
+@settings(derandomize=True, deadline=None, max_examples=12, phases=[Phase.explicit, Phase.generate])
+@given(plan=PLANS, slots=st.integers(1, 4))
+def test_any_sequence_of_events_replays_to_the_same_suggestions_made_ahead(plan, slots, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tune_fusion.tuning.study._AHEAD_FROM", 2)
+        driver = Driver(SPACES["tpe"], slots, tmp_path_factory.mktemp("search") / "journal.jsonl")
+        for step in plan:
+            driver.act(*step)
+        again = driver.check()
+        for number in list(driver.engine._live):
+            driver.engine.set_aside(number)
+        assert driver.engine.broken or next_events(again, 6) == next_events(driver.engine, 6)
+        driver.close()
+
+
 WARM = {
     "tpe": (SPACES["tpe"], make_space(SPACE, training__epochs=3, search__trials=24, search__seed=5)),
     "random": (SPACES["random"], make_space(SPACE, search__sampler="random", search__trials=20)),
@@ -238,6 +253,20 @@ def test_the_searches_that_die_have_trouble_of_every_kind():
     assert {event.ends for event in events if isinstance(event, WorkerLost)} == {True, False}
     assert {event.event for event in events} >= {"failed", "exhausted"}
     assert any(event.trial is None for event in events if isinstance(event, Suggested))
+
+
+def test_what_was_made_ahead_is_made_again_wherever_the_search_died(monkeypatch):
+    """A suggestion made ahead ignores the newest results, and the journal need not say which."""
+    space = SPACES["tpe"]
+    exact = decided(recorded_run(space, 3, troubled))
+    monkeypatch.setattr("tune_fusion.tuning.study._AHEAD_FROM", 6)
+    events = recorded_run(space, 3, troubled)
+    assert decided(events) != exact
+    suggested = [index for index, event in enumerate(events) if isinstance(event, Suggested)]
+    for index in suggested[8:]:
+        engine = replayed(events[:index], space)
+        # The trials that ran are handed out again first.
+        assert next_events(engine, len(engine._live) + 1)[:1] == decided(events[index : index + 1])
 
 
 def recomputed_rungs(events, space):

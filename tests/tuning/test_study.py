@@ -289,6 +289,87 @@ def test_a_study_that_repeats_knows_of_running_trials_what_the_first_one_knew():
         assert again.ask().parameters == study.ask().parameters
 
 
+@pytest.fixture
+def soon(monkeypatch):
+    """Suggestions are made ahead from the twelfth ended trial on."""
+    monkeypatch.setattr("tune_fusion.tuning.study._AHEAD_FROM", 12)
+
+
+def in_turns(study, count, *, ahead, late=None):
+    """What is drawn while two trials run, each better than all before it.
+
+    The trial that should end before suggestion number `late` ends right after it.
+    """
+    running, drawn = [], []
+    for number in range(count):
+        if len(running) == 2 and number != late:
+            improved(study, *running.pop(0))
+        suggestion = study.ask(ahead=ahead)
+        drawn.append(suggestion.parameters)
+        running.append((suggestion, number))
+        if number == late:
+            improved(study, *running.pop(0))
+    return drawn
+
+
+def improved(study, suggestion, number):
+    value = number / 100
+    study.tell(suggestion, make_trial(number, [value]), value, "val_accuracy")
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_suggestion_made_ahead_knows_what_was_known_at_the_one_before_it():
+    exact, late = (in_turns(make_study(), 20, ahead=False, late=late) for late in (None, 19))
+    assert exact[:19] == late[:19]
+    assert exact[19] != late[19]
+    ahead = in_turns(make_study(), 20, ahead=True)
+    assert ahead == in_turns(make_study(), 20, ahead=True, late=19)
+
+
+@pytest.mark.usefixtures("soon")
+def test_little_history_is_never_passed_over():
+    ahead, exact = (in_turns(make_study(), 20, ahead=ahead) for ahead in (True, False))
+    # Right after the fourteenth suggestion twelve trials have ended: the fifteenth may be made from there.
+    assert ahead[:14] == exact[:14]
+    assert ahead[14] != exact[14]
+
+
+@pytest.mark.usefixtures("soon")
+def test_nobody_waits_for_a_suggestion_that_was_made_ahead(monkeypatch):
+    study, other = make_study(), make_study()
+    in_turns(study, 16, ahead=True), in_turns(other, 16, ahead=True)
+    study._ahead.result(timeout=60)
+
+    def modelled(*arguments):
+        raise AssertionError("the history is modelled once more")
+
+    expected = other.ask(ahead=True).parameters
+    monkeypatch.setattr("tune_fusion.tuning.tpe.TpeSampler._sample", modelled)
+    assert study.ask(ahead=True).parameters == expected
+
+
+@pytest.mark.usefixtures("soon")
+def test_what_was_made_ahead_is_thrown_away_where_it_is_not_wanted():
+    ahead, exact = make_study(), make_study()
+    for study in (ahead, exact):
+        in_turns(study, 12, ahead=False)
+    suggestion, other = ahead.ask(ahead=True), exact.ask()
+    for study, own in ((ahead, suggestion), (exact, other)):
+        completed(study, own, 12)
+    assert ahead.ask().parameters == exact.ask().parameters
+    assert knows(ahead) == knows(exact)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("overrides", [("search.sampler=random",), GRID], ids=["random", "grid"])
+def test_only_a_model_is_made_ahead(overrides):
+    drawn = [
+        [study.ask(ahead=ahead) for _ in range(4)]
+        for study, ahead in ((make_study(*overrides), True), (make_study(*overrides), False))
+    ]
+    assert [s.parameters for s in drawn[0]] == [s.parameters for s in drawn[1]]
+
+
 def test_pairs_are_repeated_as_pairs():
     overrides = ("space.optimizers={adam: {betas: {choice: [[0.9, 0.99], [0.8, 0.9]]}}}", "space.low=[adam]")
     suggestion = make_study(*overrides).ask()

@@ -100,7 +100,8 @@ class LiveTable:
     def __init__(self, record: SearchRecord, console: Console) -> None:
         self._record = record
         self._console = console
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+        # Drawing it takes some 25 ms of a processor, whose time trials need.
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=1)
 
     def __enter__(self) -> LiveTable:
         self._live.__enter__()

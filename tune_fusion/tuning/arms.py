@@ -22,8 +22,11 @@ class Suggester(Protocol):
     def left(self) -> int | None:
         """How many suggestions are left of a list that is known beforehand; None where there is none."""
 
-    def ask(self) -> Suggestion | None:
-        """The next configuration; None: there is no further one."""
+    def ask(self, *, ahead: bool = False) -> Suggestion | None:
+        """The next configuration; None: there is no further one.
+
+        With `ahead` it need not know what was told since the one before it.
+        """
 
     def repeat(
         self,

@@ -266,7 +266,8 @@ class Engine:
         The arm is exhausted then.
         """
         while arm.duplicates < _MOST_DUPLICATES:
-            suggestion = arm.study.ask()
+            # Where one trial runs at a time, the result that ended the last one is never passed over.
+            suggestion = arm.study.ask(ahead=self.slots() > 1)
             if suggestion is None:
                 # Every point of a grid was tried, or is being tried: nothing that people need to know.
                 self._happen(ArmExhausted(arm=arm.name, note=""))

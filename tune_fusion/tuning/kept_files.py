@@ -16,7 +16,8 @@ _OPEN = (TrialState.RUNNING, TrialState.INTERRUPTED)
 class FileKeeper:
     """Deletes an ended trial's checkpoints, and its weights unless it is among the wanted ones.
 
-    `wanted` says which of a record's trials these are, by number; it is asked about those that have ended.
+    `wanted` says which of a record's trials these are, by number. It is asked about those that have ended and
+    were not given up before: what it once does not want it never wants again.
     """
 
     def __init__(
@@ -25,11 +26,14 @@ class FileKeeper:
         self._record = record
         self._folder = folder
         self._wanted = wanted
+        self._held = {trial.number for trial in record.known if trial.state not in _OPEN}
+        """Ended trials whose weights may lie on the disk."""
 
     def tidy(self) -> None:
         """Delete what no trial needs, such as what a process that was killed has left."""
         unfinished = {trial.number for trial in self._record.trials if trial.state in _OPEN}
-        kept = unfinished | self._kept()
+        self._held = self._kept()
+        kept = unfinished | self._held
         for path in self._folder.checkpoints.glob("*"):
             if not path.name.isdigit() or int(path.name) not in unfinished:
                 shutil.rmtree(path, ignore_errors=True)
@@ -49,15 +53,16 @@ class FileKeeper:
         if trial.state in _OPEN:
             return
         shutil.rmtree(self._folder.checkpoint_folder(trial.number), ignore_errors=True)
+        self._held.add(trial.number)
         kept = self._kept()
-        for other in self._record.known:
-            if other.state not in _OPEN and other.number not in kept:
-                self._folder.weights(other.number).unlink(missing_ok=True)
+        for number in self._held - kept:
+            self._folder.weights(number).unlink(missing_ok=True)
+        self._held = kept
 
     def _kept(self) -> set[int]:
         # Among the ended only: a better one that still trains may yet diverge.
-        ended = [trial for trial in self._record.trials if trial.state not in _OPEN]
-        return self._wanted(replace(self._record, trials=ended))
+        held = [self._record.trials[number] for number in sorted(self._held) if number >= 0]
+        return self._wanted(replace(self._record, trials=held))
 
 
 def best_trials(record: SearchRecord) -> set[int]:

@@ -43,7 +43,7 @@ class ListedStudy:
         """How many runs were not suggested yet."""
         return len(self._waiting)
 
-    def ask(self) -> Suggestion | None:
+    def ask(self, *, ahead: bool = False) -> Suggestion | None:
         """The next run, or None when all were suggested."""
         return self._suggest(self._waiting[0]) if self._waiting else None
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from tune_fusion.records import TrialRecord, TrialState
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import same_value
 from tune_fusion.space.sampling import Arm, Scalar, default_parameters, draw, grid_parameters
 from tune_fusion.space.schema import SearchSpace
+from tune_fusion.tuning.tpe import TpeSampler, ended
+
+_KNOWN = (
+    optuna.trial.TrialState.COMPLETE,
+    optuna.trial.TrialState.PRUNED,
+    optuna.trial.TrialState.RUNNING,
+)
+# Ended trials from which a suggestion may be made ahead: below, it takes a few milliseconds, and one result
+# more or less is a good part of all that is known.
+_AHEAD_FROM = 100
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,8 @@ class Study:
     """Suggests configurations of one arm: its untuned defaults first, then what the sampler draws.
 
     A suggestion depends on the seed, the number of suggestions made before it and what the study was told,
-    never on the process's random state.
+    never on the process's random state, nor on when a thread had its turn: one that is made ahead knows what
+    was known right after the suggestion before it, and nothing that came later.
     """
 
     def __init__(self, space: SearchSpace, arm: Arm, direction: Literal["max", "min"]) -> None:
@@ -56,25 +68,39 @@ class Study:
         if space.search.sampler == "grid":
             self._defaults = []
             self._grid = iter(grid_parameters(space, arm))
-        self._study = optuna.create_study(direction="maximize" if direction == "max" else "minimize")
+        self._direction: Literal["maximize", "minimize"] = "maximize" if direction == "max" else "minimize"
+        self._study = optuna.create_study(direction=self._direction)
+        self._seen: list[FrozenTrial] = []
+        """What was known right after the newest suggestion."""
+        self._ahead: Future[dict[str, Scalar]] | None = None
+        """The suggestion after that, where it is being made."""
+        self._thread = ThreadPoolExecutor(1, f"suggestions-{arm}")
 
     @property
     def left(self) -> None:
         """Nobody knows how many suggestions are left."""
         return
 
-    def ask(self) -> Suggestion | None:
-        """The next configuration, or None when a grid has no more."""
+    def ask(self, *, ahead: bool = False) -> Suggestion | None:
+        """The next configuration, or None when a grid has no more.
+
+        With `ahead`, nobody waits for TPE to model a long history: the suggestion may have been made since
+        the one before it, from what was known then, and the next is begun.
+        """
+        answers: dict[str, Scalar] | None = None
         origin: Literal["default", "sampled"] = "sampled"
         if self._defaults:
-            origin = "default"
-            self._study.enqueue_trial(self._defaults.pop(0))
+            answers, origin = self._defaults.pop(0), "default"
         elif self._grid is not None:
-            point = self._next_point()
-            if point is None:
+            answers = self._next_point()
+            if answers is None:
                 return None
-            self._study.enqueue_trial(point)
-        return self._ask(self._sampler(), origin)
+        elif ahead and self._looks_ahead():
+            answers = (self._ahead or self._begin()).result()
+        suggestion = self._ask(answers, origin)
+        if ahead and self._looks_ahead():
+            self._ahead = self._begin()
+        return suggestion
 
     def repeat(
         self,
@@ -95,8 +121,7 @@ class Study:
             self._defaults.remove(dict(parameters))
         if self._grid is not None:
             self._repeated.add(_frozen(parameters))
-        self._study.enqueue_trial(dict(parameters))
-        return self._ask(optuna.samplers.RandomSampler(), origin)
+        return self._ask(dict(parameters), origin)
 
     def skip(self) -> None:
         """Count a suggestion that the space does not allow any more: it teaches nothing."""
@@ -107,18 +132,43 @@ class Study:
         self._study.sampler = optuna.samplers.RandomSampler()
         self._asked += 1
         self._study.tell(self._study.ask(), state=optuna.trial.TrialState.FAIL)
+        self._seen, self._ahead = self._known(), None
 
     def _next_point(self) -> dict[str, Scalar] | None:
         """The grid's next point that was not repeated; None at its end."""
         assert self._grid is not None
         return next((point for point in self._grid if _frozen(point) not in self._repeated), None)
 
-    def _ask(self, sampler: optuna.samplers.BaseSampler, origin: Literal["default", "sampled"]) -> Suggestion:
-        self._study.sampler = sampler
+    def _ask(self, answers: dict[str, Scalar] | None, origin: Literal["default", "sampled"]) -> Suggestion:
+        """Ask for what the answers say; None: for what the sampler draws."""
+        if answers is None:
+            self._study.sampler = self._sampler(self._known())
+        else:
+            self._study.sampler = optuna.samplers.RandomSampler()
+            self._study.enqueue_trial(answers)
         self._asked += 1
         trial = self._study.ask()
         configuration = draw(self._space, self._arm, trial)
+        self._seen, self._ahead = self._known(), None
         return _Sampled(configuration, origin, dict(trial.params), trial=trial)
+
+    def _known(self) -> list[FrozenTrial]:
+        """The trials that a sampler learns from, as they are now: Optuna never changes one in place."""
+        return self._study.get_trials(deepcopy=False, states=_KNOWN)
+
+    def _looks_ahead(self) -> bool:
+        """Whether the next suggestion is to be made from what was known right after the newest one."""
+        return self._space.search.sampler == "tpe" and len(ended(self._seen)) >= _AHEAD_FROM
+
+    def _begin(self) -> Future[dict[str, Scalar]]:
+        """Make the next suggestion from what was known right after the newest one, on a thread."""
+        return self._thread.submit(self._drawn, self._sampler(self._seen))
+
+    def _drawn(self, sampler: optuna.samplers.BaseSampler) -> dict[str, Scalar]:
+        """The answers of a study that is asked once; this one is left alone."""
+        trial = optuna.create_study(sampler=sampler, direction=self._direction).ask()
+        draw(self._space, self._arm, trial)
+        return dict(trial.params)
 
     def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
         """Tell how a trial ended, as what it is and at the epoch it reached.
@@ -143,29 +193,16 @@ class Study:
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     @property
-    def optuna_trials(self) -> list[optuna.trial.FrozenTrial]:
+    def optuna_trials(self) -> list[FrozenTrial]:
         """Everything the study was asked for and told, in order."""
         return self._study.get_trials(deepcopy=False)
 
-    def _sampler(self) -> optuna.samplers.BaseSampler:
+    def _sampler(self, known: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+        """What draws the next suggestion."""
         seed = zlib.crc32(f"{self._space.search.seed}/{self._arm}/{self._asked}".encode())
         if self._space.search.sampler != "tpe":
             return optuna.samplers.RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            # `group` is what makes TPE model conditional spaces jointly; Optuna still calls it experimental.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return _TpeSampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-
-
-class _TpeSampler(optuna.samplers.TPESampler):
-    """TPE that knows of a running trial what it runs with, and nothing else.
-
-    Optuna also remembers what it drew for the branches that the trial did not take (the rates of optimizers
-    that were not chosen). A study that repeats earlier suggestions cannot know that.
-    """
-
-    def _get_params(self, trial: optuna.trial.FrozenTrial, study: optuna.study.Study) -> dict[str, Any]:
-        return trial.params
+        return TpeSampler(known, seed)
 
 
 def _frozen(parameters: Mapping[str, Scalar]) -> str:
