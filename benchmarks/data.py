@@ -29,7 +29,7 @@ from tune_fusion.vision import torchvision, v2
 
 BATCH = 128
 ROUNDS = 3
-TRIALS, TRIAL_BATCH = 8, 32
+TRIALS = 8
 WORKERS = (0, 2)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PHOTOGRAPHS = 3000
@@ -59,10 +59,10 @@ def settings(folder, limit=None):
     return DataSettings(name=f"folder:{folder}", validation=0.01, limit=limit)
 
 
-def our_batches(data, size, augment, batch=BATCH):
+def our_batches(data, size, augment):
     return Batches(
         data.train,
-        batch_size=batch,
+        batch_size=BATCH,
         image_size=size,
         mean=MEAN,
         std=STD,
@@ -130,22 +130,21 @@ def throughput(name, folder, size, count):
 
 
 def trial(folder, size, barrier, results):
-    """One process that goes through two epochs; tells its private memory before and in their midst."""
+    """One process that goes through an epoch: what its private memory has grown by, within it and after."""
     torch.set_num_threads(1)
-    keep_freed_memory()
     own = psutil.Process()
     before = own.memory_full_info().uss
-    data = load_data(settings(folder), seed=0, image_size=size)
-    batches = our_batches(data, size, "crop_flip", TRIAL_BATCH)
-    for images, _ in batches.epoch(1):
-        assert images.isfinite().all()
-    del images
-    second = batches.epoch(2)
-    images, _ = next(second)
-    barrier.wait()  # by now each has all images mapped
-    within = own.memory_full_info().uss
+    batches = our_batches(load_data(settings(folder), seed=0, image_size=size), size, "crop_flip")
+    for number, batch in enumerate(batches.epoch(1), 1):
+        assert batch
+        if number == len(batches) - 1:  # the last one may be small
+            barrier.wait()  # by now each has nearly all images mapped
+            within = own.memory_full_info().uss
+    del batch
     barrier.wait()
-    results.put((within - before, images.numel() * images.element_size()))
+    after = own.memory_full_info().uss
+    barrier.wait()  # nobody leaves before all have looked
+    results.put((after - before, within - before))
 
 
 def memory(name, folder, size):
@@ -159,9 +158,13 @@ def memory(name, folder, size):
     seen = [results.get(timeout=1200) for _ in processes]
     for process in processes:
         process.join()
-    adds, batch = (statistics.median(values) / 1e6 for values in zip(*seen, strict=True))
-    note = f"{TRIALS} share {whole / 1e6:.0f} MB of images; with its batch of {TRIAL_BATCH}, {batch:.1f} MB"
-    return [Figure(f"{name}: memory of a further trial", adds, "MB", 50.0, runs=TRIALS, note=note)]
+    adds, within = (statistics.median(values) / 1e6 for values in zip(*seen, strict=True))
+    shared, each = f"{TRIALS} share {whole / 1e6:.0f} MB of images", 12e-6 * BATCH * size**2
+    label = f"{name}: memory of a further trial"
+    return [
+        Figure(label, adds, "MB", 50.0, runs=TRIALS, note=shared),
+        Figure(f"{label}, batches too", within, "MB", runs=TRIALS, note=f"each {each:.0f} MB"),
+    ]
 
 
 def measure():
