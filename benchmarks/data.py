@@ -159,13 +159,11 @@ def memory(name, folder, size):
     for process in processes:
         process.join()
     adds, within = (statistics.median(values) / 1e6 for values in zip(*seen, strict=True))
-    shared = f"{TRIALS} share {whole / 1e6:.0f} MB of images"
+    shared, each = f"{TRIALS} share {whole / 1e6:.0f} MB of images", 12e-6 * BATCH * size**2
     label = f"{name}: memory of a further trial"
     return [
         Figure(label, adds, "MB", 50.0, runs=TRIALS, note=shared),
-        Figure(
-            f"{label}, batches too", within, "MB", runs=TRIALS, note=f"each {12e-6 * BATCH * size**2:.0f} MB"
-        ),
+        Figure(f"{label}, batches too", within, "MB", runs=TRIALS, note=f"each {each:.0f} MB"),
     ]
 
 

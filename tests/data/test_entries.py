@@ -200,6 +200,24 @@ def test_what_another_process_uses_is_kept_until_it_dies(sets: list[Path]):
     assert list(cache_folder().glob("*.removed")) == []
 
 
+def test_an_entry_built_anew_since_it_was_looked_at_is_not_removed(sets: list[Path], monkeypatch):
+    build(sets[0])
+    (entry,) = list_entries()
+    real, again = fcntl.flock, []
+
+    def flock(handle: object, how: int) -> None:
+        if how & fcntl.LOCK_NB and not again:
+            again.append(True)
+            shutil.rmtree(entry.path)
+            build(sets[0])
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert not remove(entry.path)
+    assert again
+    assert sources() == ["set0"]
+
+
 def _build_all(folders: list[Path], barrier, results) -> None:
     barrier.wait()
     for _ in range(10):

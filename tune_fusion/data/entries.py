@@ -210,6 +210,8 @@ def _alone(path: Path, file: Path | None = None) -> Iterator[bool]:
         try:
             handle = stack.enter_context((file or path / PIXELS).open("r+b"))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another may have removed this file and built the entry anew, since it was opened here.
+            alone = os.fstat(handle.fileno()).st_nlink > 0
         except (FileNotFoundError, IsADirectoryError):
             pass  # damaged: nobody can have it mapped
         except OSError:  # held, or not ours to write

@@ -18,7 +18,7 @@ from tune_fusion.errors import suggest
 _KEPT_BYTES = 512 * 2**20
 _RESIDENT_BYTES = 2**30
 _CHUNK = 1024
-# On a CPU so many pixels are gone through at once: as floating-point numbers they fit its cache.
+# On a CPU so many values of pixels are gone through at once: as floats they fit its cache.
 _PART_PIXELS = 2**20
 
 _SHUFFLE, _AUGMENT = range(2)
