@@ -5,12 +5,14 @@ each runs as a command from start to exit, in turn, in an empty folder, with MLf
 peers are `peers/ray_documentation.py` and `peers/optuna_alone.py`. Their images lie in memory or in the page
 cache as ours do; ours are decoded anew in each run (an empty cache).
 
-EfficientNet-Lite0 needs a folder of class folders: ``--images DIR``, with the images in DIR/train. Its space
+EfficientNet-Lite0 needs a folder of class folders: $TUNE_FUSION_BENCH_JPEGS or ``--images DIR``, with the
+images in DIR/train. Its space
 file asks for channels_last, which the documentation's scripts do not use: a third peer is Ray's with it.
 """
 
 import gzip
 import json
+import os
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -170,7 +172,14 @@ def add_options(parser):
         help=", ".join(WORKLOADS),
     )
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="runs of each (default: 1)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="class folders in DIR/train")
+    given = os.environ.get("TUNE_FUSION_BENCH_JPEGS")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        default=given and Path(given),
+        help="class folders in DIR/train (default: $TUNE_FUSION_BENCH_JPEGS)",
+    )
 
 
 if __name__ == "__main__":
