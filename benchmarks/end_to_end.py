@@ -6,8 +6,8 @@ peers are `peers/ray_documentation.py` and `peers/optuna_alone.py`. Their images
 cache as ours do; ours are decoded anew in each run (an empty cache).
 
 EfficientNet-Lite0 needs a folder of class folders: $TUNE_FUSION_BENCH_JPEGS or ``--images DIR``, with the
-images in DIR/train. Its space
-file asks for channels_last, which the documentation's scripts do not use: a third peer is Ray's with it.
+images in DIR/train. Its space file asks for channels_last, which the documentation's scripts do not use: a
+third peer is Ray's with it.
 """
 
 import gzip
