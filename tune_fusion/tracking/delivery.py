@@ -78,6 +78,7 @@ class Delivery:
         self._closing = False
         self._closed_at = 0.0
         self._hurry_until: float | None = None
+        self._tried = threading.Event()
 
     def start(self) -> None:
         """Start the thread; importing MLflow and opening the store happen on it."""
@@ -111,6 +112,10 @@ class Delivery:
                 return [*self._problems, silence]
             self._thread.join(min(left, 0.2))
         return list(self._problems)
+
+    def settle(self, seconds: float) -> None:
+        """Wait until the store has answered once, or failed to, but no longer than so many seconds."""
+        self._tried.wait(seconds)
 
     def run_id(self, run: int) -> str | None:
         """MLflow's id of a run, once the store has given one."""
@@ -188,6 +193,7 @@ class Delivery:
                 self._failed(run, error)
             else:
                 self._arrived(run)
+            self._tried.set()
 
     def _arrived(self, run: Pending) -> None:
         del self._waiting[run.number]

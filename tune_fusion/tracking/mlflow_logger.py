@@ -21,6 +21,7 @@ from tune_fusion.tracking.uri import check_tracking, redact, run_url, ui_command
 
 __all__ = ["BestModel", "Delivered", "MlflowLogger", "check_tracking", "redact", "ui_command"]
 
+_SETTLE_SECONDS = 5.0
 _NO_ONE_DELIVERED: Mapping[int, Delivered] = {}
 
 
@@ -171,6 +172,10 @@ class MlflowLogger:
             run, tags = (best.trial, {"best": "true"}) if own else (PARENT, {})
             self._put(Change(run, tags=tags, artifacts=files))
         self._put(contents.search_ended(self._record, status, artifacts, figures, self._winner(self._record)))
+
+    def settle(self) -> None:
+        """Wait a little for a store that has only just been opened, so that `url` is known."""
+        self._delivery.settle(_SETTLE_SECONDS)
 
     def close(self, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Deliver everything that is left and stop the thread; call it once, at the end.

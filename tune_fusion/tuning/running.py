@@ -171,6 +171,8 @@ class Running(ABC):
                 # No worker may take the room that is made for the last words.
                 cluster.disconnect()
                 ours.free_reserve()
+            if ending.status == "completed":
+                logger.settle()
             ending, content, best = self._finish(ending, ours, logger)
         problems = list(ending.problems)
         if ending.status == "completed":
