@@ -7,14 +7,14 @@ to its successor's first new epoch. With ``--json FILE`` the figures are written
 
 import argparse
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from measuring import machine
 
 SEARCHES = {
     "digits": ["--space", "digits", "--trials", "40"],
@@ -72,13 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    figures = {
-        "machine": {
-            "cpus": os.cpu_count(),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-        }
-    }
+    figures = {"machine": machine()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         columns = "".join(f"{name:>{width}}" for name, width in COLUMNS.items())

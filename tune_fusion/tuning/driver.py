@@ -46,8 +46,8 @@ def run_search(
 
     `started` is when the command was typed, in seconds since 1970; `ready` is called once, right before the
     first trial, with what has changed since the search was started and how its trials were packed, in words:
-    empty where nothing was, or long ago. Raises InputError before
-    anything is written; once trials run, whatever happens becomes an `Outcome`.
+    empty where nothing was, or long ago. Raises InputError before anything is written; once trials run,
+    whatever happens becomes an `Outcome`.
     """
     with ExitStack() as stack:
         past = stack.enter_context(reopened(request.output, request.resume)) if request.resume else None

@@ -1,7 +1,7 @@
 """A Ray of our own: on this machine alone, quick to start, gone when we are.
 
-With `tune_fusion.tuning.workers` the only module that reaches into Ray's insides, as of Ray 2.60: none of
-this can be had by settings. Everything is put back afterwards, and a cluster that is joined is left as it is.
+Reaches into Ray's insides, as of Ray 2.60: none of this can be had by settings. Everything is put back
+afterwards, and a cluster that is joined is left as it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The worker processes of Ray Tune's trials: ended when they hang, and asked why they died.
 
-The one module that reaches into Ray Tune's insides, as of Ray 2.60: none of this can be had from outside.
+Reaches into Ray Tune's insides, as of Ray 2.60: none of this can be had from outside.
 """
 
 from __future__ import annotations
