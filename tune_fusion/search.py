@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from tune_fusion import commands
@@ -124,7 +125,10 @@ def _search(options: argparse.Namespace, started: float) -> int:
 def _outcome(options: argparse.Namespace, started: float, interruption: Interruption) -> Outcome:
     from tune_fusion.reporting.live import Waiting
 
-    with Waiting("checking the space, reading the data, starting Ray") as waiting:
+    with (
+        Waiting("checking the space, reading the data, starting Ray") as waiting,
+        _early_connection(options) as connect,
+    ):
         from tune_fusion.tuning.finished import revisit
         from tune_fusion.tuning.preflight import Request
 
@@ -155,7 +159,23 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
                 commands.say(f"{_COMMAND}: {packing}", sys.stderr)
             commands.tell_changes(_COMMAND, changes)
 
-        return run_search(request, started, interruption, ready)
+        return run_search(request, started, interruption, ready, connect)
+
+
+def _early_connection(options: argparse.Namespace) -> AbstractContextManager[Callable[[], None] | None]:
+    """A Ray that starts before the request is checked; none where it may be of no use, or a nuisance.
+
+    Refuses what is no space file at all.
+    """
+    from tune_fusion.space.loading import read_document
+    from tune_fusion.tuning.cluster import connection
+
+    if options.resume is not None:
+        return nullcontext()  # there may be nothing left to run
+    document = read_document(options.space, commands.overrides(options))
+    if document.value("resources.pack") == "auto":
+        return nullcontext()  # workers that start beside it would disturb the probe
+    return connection(options.address, document.value("model.name"), early=True)
 
 
 if __name__ == "__main__":

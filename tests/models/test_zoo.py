@@ -4,6 +4,7 @@ from torch import nn
 
 from tune_fusion.models.build import build_model
 from tune_fusion.models.layers import layer_map
+from tune_fusion.models.names import ZOO_NAMES
 from tune_fusion.models.zoo import FIRST_CONVOLUTION, HEAD, ZOO
 
 CONVOLUTIONS = ["conv1", "conv2", "conv3", "conv4"]
@@ -31,6 +32,7 @@ LAYERS = {
 def test_the_zoo_is_complete():
     assert set(ZOO) == set(COUNTS)
     assert all(name == network.name for name, network in ZOO.items())
+    assert set(ZOO_NAMES) == set(ZOO)
 
 
 @pytest.mark.parametrize("name", COUNTS)

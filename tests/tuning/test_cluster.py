@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import ResourceSettings
-from tune_fusion.tuning.cluster import Node, check_resources, connected, slots
+from tune_fusion.tuning.cluster import Node, check_resources, connection, slots
 
 STEADY = settings(derandomize=True, deadline=None, max_examples=80)
 
@@ -133,6 +133,11 @@ def ray_unused(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
+def connect_to(address):
+    with connection(address, "lenet5") as connect:
+        connect()
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -147,8 +152,8 @@ def ray_unused(monkeypatch):
     ],
 )
 def test_addresses_that_cannot_be_one(ray_unused, address, message):
-    with pytest.raises(InputError, match=re.escape(message)) as refused, connected(address):
-        pass
+    with pytest.raises(InputError, match=re.escape(message)) as refused:
+        connect_to(address)
     assert str(refused.value).startswith(f"--address {address}: ")
 
 
@@ -156,21 +161,18 @@ def test_an_address_where_nothing_listens(ray_unused):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with (
-            pytest.raises(
-                InputError, match=rf"--address {address}: no Ray cluster answers there \(.*refused\)"
-            ),
-            connected(address),
+        with pytest.raises(
+            InputError, match=rf"--address {address}: no Ray cluster answers there \(.*refused\)"
         ):
-            pass
+            connect_to(address)
 
 
 def test_the_address_of_a_submitted_job_is_taken_from_the_environment(ray_unused, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    with pytest.raises(InputError, match="--address nonsense: expected HOST:PORT"), connected(None):
-        pass
-    with pytest.raises(InputError, match="--address other: expected HOST:PORT"), connected("other"):
-        pass
+    with pytest.raises(InputError, match="--address nonsense: expected HOST:PORT"):
+        connect_to(None)
+    with pytest.raises(InputError, match="--address other: expected HOST:PORT"):
+        connect_to("other")
 
 
 @pytest.mark.parametrize("error", [ConnectionError, RuntimeError, ValueError])
@@ -181,23 +183,30 @@ def test_what_ray_refuses_is_told_in_one_line(ray_unused, monkeypatch, error):
         raise error("no session\nwith a second line")
 
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(InputError) as refused, connected("auto"):
-        pass
+    with pytest.raises(InputError) as refused:
+        connect_to("auto")
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith(
         "--address auto: cannot join this Ray cluster: no session; start one"
     )
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize(("address", "own"), [(None, True), ("local", True), ("auto", False)])
-def test_ray_is_shut_down_whatever_happens_inside(ray_unused, monkeypatch, address, own):
+def test_ray_is_shut_down_whatever_happens_inside(ray_unused, monkeypatch, address, own, early):
     import ray
 
     calls = []
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
     monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    with pytest.raises(KeyError), connected(address):
-        raise KeyError
+
+    def fail_once_connected():
+        with connection(address, "lenet5", early=early) as connect:
+            connect()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_once_connected()
     options, last = calls
     assert last == "shutdown"
     assert options["address"] == ("local" if own else "auto")
@@ -208,8 +217,8 @@ def test_ray_is_shut_down_whatever_happens_inside(ray_unused, monkeypatch, addre
 def test_settings_of_the_user_win_over_ours(ray_unused, monkeypatch):
     monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
     monkeypatch.delenv("RAY_AIR_NEW_OUTPUT", raising=False)
-    with pytest.raises(InputError), connected("nonsense"):
-        pass
+    with pytest.raises(InputError):
+        connect_to("nonsense")
     assert os.environ["RAY_DEDUP_LOGS"] == "1"
     assert os.environ["RAY_AIR_NEW_OUTPUT"] == "0"
 
@@ -218,7 +227,7 @@ def test_settings_of_the_user_win_over_ours(ray_unused, monkeypatch):
 DRIVER = """
 import json, os, sys, time
 import ray
-from tune_fusion.tuning.cluster import connected, disconnect
+from tune_fusion.tuning.cluster import connection, disconnect
 
 @ray.remote(num_cpus=0)
 class Worker:
@@ -230,7 +239,8 @@ class Worker:
 def say(**words):
     print(json.dumps(words), flush=True)
 
-with connected(sys.argv[1]):
+with connection(sys.argv[1], "lenet5", early=True) as connect:
+    connect()
     workers = [Worker.remote() for _ in range(2)]
     pids = ray.get([worker.pid.remote() for worker in workers])
     tasks = [worker.work.remote() for worker in workers]
@@ -337,9 +347,9 @@ def names(processes):
 def test_everything_of_our_own_ray_listens_on_loopback_only(undisturbed):
     listening = {}
     for each in [psutil.Process(undisturbed.pid), *family(undisturbed)]:
-        for connection in each.net_connections(kind="inet"):
-            if connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM:
-                listening.setdefault(each.name(), []).append(ipaddress.ip_address(connection.laddr.ip))
+        for its in each.net_connections(kind="inet"):
+            if its.status == psutil.CONN_LISTEN or its.type == socket.SOCK_DGRAM:
+                listening.setdefault(each.name(), []).append(ipaddress.ip_address(its.laddr.ip))
     assert {"gcs_server", "raylet"} <= listening.keys()
     assert len(listening) >= 4  # the driver and the workers, too
     for name, addresses in listening.items():

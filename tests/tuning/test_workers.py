@@ -15,7 +15,7 @@ import ctypes, json, os, signal, sys, tempfile, time
 from pathlib import Path
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
-from tune_fusion.tuning.cluster import connected
+from tune_fusion.tuning.cluster import connection
 from tune_fusion.tuning.workers import death_reason, end_worker, has_worker, losses_survived
 
 FOLDER = Path(sys.argv[1])
@@ -88,7 +88,8 @@ class Scheduler(FIFOScheduler):
 
 def main():
     trials = [{"number": i, "do": what} for i, what in enumerate(sys.argv[2:])]
-    with connected("local"), losses_survived():
+    with connection("local", "lenet5") as connect, losses_survived():
+        connect()
         tune.Tuner(
             tune.with_resources(Trainable, {"cpu": 1}),
             param_space=tune.grid_search(trials),

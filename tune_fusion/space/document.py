@@ -141,6 +141,13 @@ class Document:
         """The tree as ordinary dicts, lists and scalars."""
         return {key: plain(value) for key, value in self.tree.items()}
 
+    def value(self, path: str) -> Any:
+        """The plain value at a dotted path; None where there is none."""
+        node: Any = self.tree
+        for key in path.split("."):
+            node = node.get(key) if isinstance(node, CommentedMap) else None
+        return plain(node)
+
     def _set(self, key: str, value: object) -> None:
         *sections, leaf = key.split(".")
         node: Any = self.tree

@@ -60,6 +60,12 @@ def resolve_space(name_or_path: str) -> Path:
     )
 
 
+def read_document(name_or_path: str, overrides: Sequence[str] = ()) -> Document:
+    """A space file with its overrides, not validated; raises InputError where there is no such document."""
+    path = resolve_space(name_or_path)
+    return _document(read_text(path), str(path), overrides)
+
+
 def load_space(path: str | Path, vocabulary: Vocabulary, overrides: Sequence[str] = ()) -> SearchSpace:
     """Read and validate a space file; `overrides` are ``KEY=VALUE`` assignments with YAML values.
 
@@ -70,6 +76,10 @@ def load_space(path: str | Path, vocabulary: Vocabulary, overrides: Sequence[str
 
 def parse_space(text: str, source: str, vocabulary: Vocabulary, overrides: Sequence[str] = ()) -> SearchSpace:
     """The space that `text` holds; `source` is the path that names it in messages. See `load_space`."""
+    return SpaceReader(_document(text, source, overrides), vocabulary).read(source)
+
+
+def _document(text: str, source: str, overrides: Sequence[str]) -> Document:
     document = Document.parse(text, Path(source).name)
     document.override(overrides)
-    return SpaceReader(document, vocabulary).read(source)
+    return document

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import ResourceSettings
-from tune_fusion.tuning.own_ray import our_own_ray
+from tune_fusion.tuning.own_ray import our_own_ray, trials_on_prestarted_workers
 
 # Settings of Ray that must stand in the environment before it is imported.
 _ENVIRONMENT = {
@@ -43,45 +44,64 @@ class Node:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Ray, connected to `address` (or $RAY_ADDRESS, as in a submitted job), else a Ray of our own.
+def connection(address: str | None, model: str, *, early: bool = False) -> Iterator[Callable[[], None]]:
+    """What connects Ray to `address` (or $RAY_ADDRESS, as in a submitted job), else to a Ray of our own.
 
-    A Ray of our own is gone afterwards; a cluster that was joined goes on.
+    A Ray of our own starts at once where it is wanted `early`: most of that is waiting for other processes,
+    and much can be done meanwhile; its workers make ready for trials of `model`. It is gone afterwards; a
+    cluster that was joined goes on.
 
-    Raises InputError when the address does not answer.
+    Called, it raises InputError when the address does not answer.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    target = _target(address)
+    # Linux ends Ray's processes with the thread that started them, so that one outlives the connection.
+    with ThreadPoolExecutor(1, thread_name_prefix="ray") as thread, ExitStack() as stack:
+        started = thread.submit(_connect, target, model, stack) if early and target == "local" else None
+
+        def connect() -> None:
+            if started is None:
+                _connect(target, model, stack)
+            else:
+                started.result()
+            if target == "local":
+                stack.enter_context(trials_on_prestarted_workers())
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+        try:
+            yield connect
+        finally:
+            if started is not None:
+                wait([started])
+
+
+def _connect(target: str, model: str, stack: ExitStack) -> None:
+    """Connect Ray until the stack is left."""
+    _check_address(target)
     import ray
 
-    target = _target(address)
-    _check_address(target)
-    with ExitStack() as stack:
-        options = stack.enter_context(our_own_ray()) if target == "local" else {}
-        try:
-            with _unobtrusive():
-                ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
-                "start one with 'ray start --head', or leave --address out to run on this machine alone"
-            ) from error
-        except OSError as error:
-            if "AF_UNIX" not in str(error):
-                raise
-            raise InputError(
-                f"the folder for Ray's sockets has too long a path ({error}); set $RAY_TMPDIR to a short "
-                "one, such as /tmp/ray"
-            ) from error
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            disconnect()
+    options = stack.enter_context(our_own_ray(model)) if target == "local" else {}
+    try:
+        with _unobtrusive():
+            ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
+            "start one with 'ray start --head', or leave --address out to run on this machine alone"
+        ) from error
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise InputError(
+            f"the folder for Ray's sockets has too long a path ({error}); set $RAY_TMPDIR to a short "
+            "one, such as /tmp/ray"
+        ) from error
+    stack.callback(disconnect)
 
 
 def disconnect() -> None:
-    """Leave Ray before the block of `connected` ends; every worker of ours ends with that."""
+    """Leave Ray before the block of `connection` ends; every worker of ours ends with that."""
     import ray
 
     ray.shutdown()

@@ -45,7 +45,7 @@ from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.preflight import Request, as_before, check_confirmable, check_store, moved_store
 from tune_fusion.tuning.resume import SpaceSource, check_same_search, replay
 from tune_fusion.tuning.retraining import retrain
-from tune_fusion.tuning.running import Ending, Running, connected, session_of, slots_of
+from tune_fusion.tuning.running import Ending, Running, nodes_of, session_of, slots_of
 
 TOP, SEEDS = 3, 5
 """Finalists of each kind, and fresh seeds, where nothing is said."""
@@ -112,7 +112,8 @@ def run_confirmation(
             option = f"NAME {request.name}"
             changes = moved_store(request, past.session)
             changes += check_same_search(past, session, option=option, force=request.force)
-        nodes = stack.enter_context(connected(request, checked, bench, search.folder, interruption))
+        connect = stack.enter_context(cluster.connection(request.address, checked.space.model.name))
+        nodes = nodes_of(connect, request, checked, bench, search.folder, interruption)
         engine = _engine(request, checked, runs, session, past)
         run = _Confirmation(request, checked, bench, folder, engine, interruption, nodes)
         run.search, run.order, run.past = search, order, past

@@ -35,19 +35,23 @@ from tune_fusion.tuning.preflight import (
     moved_store,
 )
 from tune_fusion.tuning.resume import SpaceSource, check_same_search, replay, resumed_source
-from tune_fusion.tuning.running import Ending, Running, connected, session_of, slots_of
+from tune_fusion.tuning.running import Ending, Running, nodes_of, session_of, slots_of
 from tune_fusion.tuning.warm_start import Earlier, check_alike, copy_weights, find_earlier, inherit
 
 
 def run_search(
-    request: Request, started: float, interruption: Interruption, ready: Callable[[list[str], str], None]
+    request: Request,
+    started: float,
+    interruption: Interruption,
+    ready: Callable[[list[str], str], None],
+    connect: Callable[[], None] | None = None,
 ) -> Outcome:
     """Check the request, run the search on Ray, write and log what it found.
 
     `started` is when the command was typed, in seconds since 1970; `ready` is called once, right before the
     first trial, with what has changed since the search was started and how its trials were packed, in words:
-    empty where nothing was, or long ago. Raises InputError before anything is written; once trials run,
-    whatever happens becomes an `Outcome`.
+    empty where nothing was, or long ago. `connect` is a `cluster.connection` that was begun before, if any.
+    Raises InputError before anything is written; once trials run, whatever happens becomes an `Outcome`.
     """
     with ExitStack() as stack:
         past = stack.enter_context(reopened(request.output, request.resume)) if request.resume else None
@@ -81,7 +85,9 @@ def run_search(
         )
         earlier = _earlier(request, checked, bench)
         inherited = [] if earlier is None else inherit(engine, earlier)
-        nodes = stack.enter_context(connected(request, checked, bench, folder, interruption))
+        if connect is None:
+            connect = stack.enter_context(cluster.connection(request.address, checked.space.model.name))
+        nodes = nodes_of(connect, request, checked, bench, folder, interruption)
         search = _SearchRun(request, checked, bench, folder, engine, interruption, nodes)
         search.packing = packing
         if past is not None:

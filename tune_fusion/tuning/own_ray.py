@@ -9,23 +9,31 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from tune_fusion.models.names import ZOO_NAMES
+
 # Trials pass nothing through Ray's object store but their configuration.
 _OBJECT_STORE_BYTES = 200 * 2**20
+# How long a node is waited for before Ray itself waits, and how often it is looked for.
+_REGISTRATION_SECONDS, _LOOK_SECONDS = 20.0, 0.02
 # What every worker imports while the driver is still busy, so that its first trial does not wait for it: what
 # it runs, and torch's compiler, which all optimizers of torch import with their first step.
-_PRELOADED = ["tune_fusion.tuning.trainable", "torch._dynamo"]
+_PRELOADED = ("tune_fusion.tuning.trainable", "torch._dynamo")
+_PRELOADED_FOR_TIMM = "tune_fusion.tuning.timm_ahead"
 
 
 @contextmanager
-def our_own_ray() -> Iterator[dict[str, Any]]:
-    """The options of ``ray.init`` for a Ray that only this machine reaches and that ends when we do."""
+def our_own_ray(model: str) -> Iterator[dict[str, Any]]:
+    """The options of ``ray.init`` for a Ray that only this machine reaches and that ends when we do.
+
+    Its workers make ready for trials of `model`.
+    """
     from ray._private import ray_constants, services
     from ray._private.node import Node
-    from ray.tune.execution import class_cache
 
     def nothing(_: Any) -> None:
         return
@@ -42,14 +50,26 @@ def our_own_ray() -> Iterator[dict[str, Any]]:
         changes.enter_context(
             _changed(Node, start_monitor=nothing, start_log_monitor=nothing, start_api_server=_no_dashboard)
         )
-        # An environment of their own, even one without effect as this is, keeps trials from the workers that
-        # Ray has started beforehand: these would idle to the end, while others are started for the trials.
-        changes.enter_context(_changed(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=set()))
+        changes.enter_context(_changed(services, get_node=functools.partial(_registered, services.get_node)))
+        preloaded = [*_PRELOADED, *([] if model in ZOO_NAMES else [_PRELOADED_FOR_TIMM])]
         yield {
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            "_system_config": {"preload_python_modules": _PRELOADED},
+            "_system_config": {"preload_python_modules": preloaded},
         }
+
+
+@contextmanager
+def trials_on_prestarted_workers() -> Iterator[None]:
+    """Within, Tune's trials run in the workers that Ray has started beforehand.
+
+    An environment of their own, even one without effect as theirs is, keeps them from these: they would idle
+    to the end, while others are started for the trials.
+    """
+    from ray.tune.execution import class_cache
+
+    with _changed(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=set()):
+        yield
 
 
 @contextmanager
@@ -67,6 +87,18 @@ def _changed(owner: Any, **attributes: Any) -> Iterator[None]:
 
 def _no_dashboard(node: Any, **_: Any) -> None:
     node._webui_url = ""
+
+
+def _registered(get_node: Callable[[str, str], Any], gcs_address: str, node_id: str) -> Any:
+    """`get_node`, which looks once a second, called when the node is there."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+
+    client, given_up = GcsClient(address=gcs_address), time.monotonic() + _REGISTRATION_SECONDS
+    while time.monotonic() < given_up:
+        if any(known.hex() == node_id for known in client.get_all_node_info()):
+            break
+        time.sleep(_LOOK_SECONDS)
+    return get_node(gcs_address, node_id)
 
 
 @contextmanager

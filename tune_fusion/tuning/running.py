@@ -413,23 +413,27 @@ def session_of(
     )
 
 
-@contextmanager
-def connected(
-    request: Request, checked: Checked, bench: Workbench, folder: RunFolder, interruption: Interruption
-) -> Iterator[list[cluster.Node]]:
-    """A cluster that can run the trials, and its nodes; signals are deferred from here on.
+def nodes_of(
+    connect: Callable[[], None],
+    request: Request,
+    checked: Checked,
+    bench: Workbench,
+    folder: RunFolder,
+    interruption: Interruption,
+) -> list[cluster.Node]:
+    """The nodes of the cluster that `connect` gives; signals are deferred from here on.
 
-    Raises InputError where they do not fit on it, or their files not on the disk.
+    Raises InputError where the trials do not fit on it, or their files not on the disk.
     """
     interruption.defer()
-    with cluster.connected(request.address):
-        interruption.install()
-        interruption.check()
-        nodes = cluster.nodes()
-        cluster.check_resources(checked.space.resources, nodes)
-        slots = cluster.slots(checked.space.resources, nodes)
-        check_room(folder.path, bench, min(slots, request.concurrent or slots))
-        yield nodes
+    connect()
+    interruption.install()
+    interruption.check()
+    nodes = cluster.nodes()
+    cluster.check_resources(checked.space.resources, nodes)
+    slots = cluster.slots(checked.space.resources, nodes)
+    check_room(folder.path, bench, min(slots, request.concurrent or slots))
+    return nodes
 
 
 def slots_of(request: Request, checked: Checked) -> Callable[[], int]:
