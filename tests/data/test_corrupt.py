@@ -110,15 +110,14 @@ def test_an_entry_made_either_way_serves_the_other(photos: Path, monkeypatch: py
     damage(photos, "train/cat/3.jpg")
     for first, second in (("skip", "fail"), ("fail", "skip")):
         shutil.rmtree(cache_folder(), ignore_errors=True)
-        for policy in (first, second, first):
-            if policy == "fail":
-                with pytest.raises(InputError, match=r"train/cat/3\.jpg: the file is empty"):
-                    load(photos, policy)
-            else:
-                assert len(load(photos, policy).skipped) == 1
-            monkeypatch.setattr(cache, "decode_image", None)  # decoding from now on would fail
-        monkeypatch.undo()
-        monkeypatch.setenv("TUNE_FUSION_CACHE", str(cache_folder().parent))
+        with monkeypatch.context() as patch:
+            for policy in (first, second, first):
+                if policy == "fail":
+                    with pytest.raises(InputError, match=r"train/cat/3\.jpg: the file is empty"):
+                        load(photos, policy)
+                else:
+                    assert len(load(photos, policy).skipped) == 1
+                patch.setattr(cache, "decode_image", None)  # decoding from now on would fail
 
 
 @pytest.mark.parametrize(
