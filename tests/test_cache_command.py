@@ -2,10 +2,15 @@ import os
 import time
 
 import pytest
+import torch
 
 from tune_fusion import cache, commands
+from tune_fusion.data import pipeline
 from tune_fusion.data.cache import cached_images
+from tune_fusion.data.datasets import load_data
 from tune_fusion.data.entries import list_entries
+from tune_fusion.data.pipeline import Batches
+from tune_fusion.space.settings import DataSettings
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +72,29 @@ def test_an_entry_in_use_and_a_damaged_one_are_named_so(capsys, two_sets):
     assert two_sets[1].path.name[:12] in err
     assert "a running process uses them" in err
     assert [entry.path for entry in list_entries()] == [two_sets[1].path]
+
+
+def test_resized_copies_are_listed_as_what_they_are(capsys, image_folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "_OWN_BYTES", 0)  # these are small
+    root = image_folder(classes=2, images=6)
+    data = load_data(DataSettings(name=f"folder:{root}"), seed=0, image_size=32)
+    batches = Batches(
+        data.train,
+        batch_size=4,
+        image_size=32,
+        mean=[0.5],
+        std=[0.5],
+        shuffle=True,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    assert ended() == 0
+    listed = sorted(capsys.readouterr().out.splitlines()[2:4], key=len)
+    assert listed[0].endswith(f" {root}")
+    assert listed[1].endswith(f" {root}, resized to 32x32")
+    assert f" {len(data.train)} " in listed[1]
+    assert all(" in use " in line for line in listed)
+    assert len(batches) > 0
 
 
 def test_everything_is_removed(capsys, two_sets):

@@ -21,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 listed or removed, 1 not everything removed, 2 bad input."""
     parser = commands.Parser(
         prog=_COMMAND,
-        description="List the image cache of this machine: the decoded images of folders, which all trials "
-        "share, in $TUNE_FUSION_CACHE (default: ~/.cache/tune_fusion). It keeps within $TUNE_FUSION_CACHE_GB "
-        "gigabytes (default: half of what its disk would have free without it) by removing what was not used "
-        "for the longest time.",
+        description="List the image cache of this machine: decoded, unpacked and resized images, which all "
+        "trials share, in $TUNE_FUSION_CACHE (default: ~/.cache/tune_fusion). It keeps within "
+        "$TUNE_FUSION_CACHE_GB gigabytes (default: half of what its disk would have free without it) by "
+        "removing what was not used for the longest time.",
         allow_abbrev=False,
     )
     parser.add_argument(

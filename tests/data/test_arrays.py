@@ -1,10 +1,13 @@
 import gzip
 import hashlib
 import importlib.util
+import json
 import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import urllib.request
@@ -14,11 +17,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pictures import touch_later
 
 from tune_fusion import vision
 from tune_fusion.data import arrays, download
 from tune_fusion.data.arrays import ARRAY_SETS
 from tune_fusion.data.datasets import check_provided, describe_data, load_data
+from tune_fusion.data.entries import list_entries
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings
 
@@ -66,9 +71,9 @@ def test_mnist_is_found_where_it_usually_lies(tmp_path, mnist_arrays, place, pac
     facts = describe_data(data("mnist"))
     assert (facts.train_images, facts.validation_images) == (54_000, 6_000)
     assert facts.test == "10,000 images, official split"
-    images, labels = arrays.read_training(ARRAY_SETS["mnist"], data("mnist"))
-    assert images.shape == (60_000, 1, 28, 28)
-    assert images[:, 0, 0, 0].tolist() == labels.tolist() == mnist_arrays[1].tolist()
+    read = arrays.read_training(ARRAY_SETS["mnist"], data("mnist"))
+    assert read.images.shape == (60_000, 1, 28, 28)
+    assert read.images[:, 0, 0, 0].tolist() == read.labels.tolist() == mnist_arrays[1].tolist()
 
 
 @pytest.mark.parametrize("where", ["setting", "setting names the files' folder", "variable"])
@@ -81,6 +86,88 @@ def test_data_folders(tmp_path, mnist_arrays, monkeypatch, where):
     else:
         settings = data("mnist", root if where == "setting" else root / "MNIST" / "raw")
     assert len(load_data(settings, seed=0, image_size=28).train) == 54_000
+
+
+def test_an_array_set_is_unpacked_once_a_machine(tmp_path, mnist_arrays, monkeypatch):
+    write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays, packed=True)
+    settings = data("mnist", tmp_path / "data")
+    first = load_data(settings, seed=0, image_size=28)
+    monkeypatch.setattr(arrays, "_read_idx", None)  # unpacking now would fail
+    second = load_data(settings, seed=1, image_size=28)
+    assert torch.equal(second.train.images, first.train.images)
+    assert second.train.labels.tolist() == second.train.take(torch.arange(54_000))[:, 0, 0, 0].tolist()
+    (entry,) = list_entries()
+    assert entry.source == f"{tmp_path}/data/MNIST/raw, training images"
+    assert (entry.images, entry.size > 60_000 * 28 * 28) == (60_000, True)
+    monkeypatch.undo()
+    touch_later(tmp_path / "data/MNIST/raw/train-labels-idx1-ubyte.gz")
+    assert load_data(settings, seed=0, image_size=28).fingerprint == first.fingerprint
+    assert len(list_entries()) == 2
+
+
+@pytest.mark.parametrize("change", [{"labels": [1, 2]}, {"labels": "none"}, {"labels": None}])
+def test_a_damaged_entry_of_an_array_set_is_written_again(tmp_path, mnist_arrays, change):
+    write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays)
+    before = load_data(data("mnist"), seed=0, image_size=28)
+    index = list_entries()[0].path / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    assert load_data(data("mnist"), seed=0, image_size=28).fingerprint == before.fingerprint
+    assert len(list_entries()) == 1
+
+
+def test_digits_need_no_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "file"))
+    assert len(load_data(data("digits"), seed=0, image_size=8).train) == 1_455
+
+
+def test_an_array_set_and_a_cache_that_cannot_be_written(tmp_path, mnist_arrays, monkeypatch):
+    write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot write the image cache .*set \$TUNE_FUSION_CACHE"):
+        load_data(data("mnist"), seed=0, image_size=28)
+
+
+TRIAL = """
+import sys
+import psutil, torch
+from tune_fusion.data.datasets import load_data
+from tune_fusion.data.pipeline import Batches
+from tune_fusion.space.settings import DataSettings
+
+torch.set_num_threads(1)
+settings = {"batch_size": 128, "mean": [0.5], "std": [0.5], "shuffle": True, "seed": 0}
+for name in ("digits", "mnist"):  # the first one has the code loaded
+    before = psutil.Process().memory_full_info().uss
+    data = load_data(DataSettings(name=name), seed=0, image_size=32)
+    batches = Batches(data.train, image_size=32, device=torch.device("cpu"), **settings)
+    seen = sum(len(labels) for _, labels in batches.epoch(1))
+    if name == "mnist":
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(seen, psutil.Process().memory_full_info().uss - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="private memory is told in Linux alone")
+def test_trials_hold_an_array_set_and_its_resized_copy_once(tmp_path, mnist_arrays):
+    """47 MB of images, and 55 MB of what the model sees of them, in processes that start at once."""
+    write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays)
+    command = [sys.executable, "-c", TRIAL]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    trials = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    try:
+        assert [trial.stdout.readline() for trial in trials] == ["ready\n"] * 3
+        seen = [trial.communicate("look\n", timeout=60)[0].split() for trial in trials]
+    finally:
+        for trial in trials:
+            trial.kill()
+            trial.wait()
+    assert {images for images, _ in seen} == {"54000"}
+    assert sorted(int(added) for _, added in seen)[0] < 25e6  # one of them has unpacked, another resized
+    sources = [entry.source.removeprefix("data/MNIST/raw, training images") for entry in list_entries()]
+    assert sorted(sources) == ["", ", resized to 32x32"]
 
 
 def test_fashion_mnist_is_not_taken_for_mnist(tmp_path, mnist_arrays):
@@ -223,11 +310,11 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 def test_cifar_needs_no_test_file(tmp_path, cifar_files):
     del cifar_files["test_batch"]
     write_files(tmp_path / "data" / "cifar-10-batches-py", cifar_files)
-    images, labels = arrays.read_training(ARRAY_SETS["cifar10"], data("cifar10"))
-    assert images.shape == (20, 3, 32, 32)
-    assert images.dtype == torch.uint8
-    assert images.is_contiguous()
-    assert images[:, 2, 0, 0].tolist() == labels.tolist()
+    read = arrays.read_training(ARRAY_SETS["cifar10"], data("cifar10"))
+    assert read.images.shape == (20, 3, 32, 32)
+    assert read.images.dtype == torch.uint8
+    assert read.images.is_contiguous()
+    assert read.images[:, 2, 0, 0].tolist() == read.labels.tolist()
 
 
 @pytest.mark.parametrize("names", [["data_batch_3"], ["data_batch_1", "data_batch_5"], ["batches.meta"]])
@@ -287,8 +374,7 @@ def cifar_archive(tmp_path, cifar_files, monkeypatch) -> Path:
 def test_an_archive_in_the_data_folder_is_unpacked_without_a_network(tmp_path, cifar_archive):
     settings = data("cifar10", cifar_archive.parent)
     assert describe_data(settings).channels == 3
-    images, _ = arrays.read_training(ARRAY_SETS["cifar10"], settings)
-    assert len(images) == 20
+    assert len(arrays.read_training(ARRAY_SETS["cifar10"], settings).images) == 20
     assert cifar_archive.is_file()
     assert not list(cifar_archive.parent.glob("*.partial"))
 
@@ -306,8 +392,7 @@ def test_a_download_arrives_whole_and_under_its_own_name(tmp_path, mnist_arrays,
 
     monkeypatch.setattr(vision.torchvision.datasets, "MNIST", fetch)
     monkeypatch.setattr(download, "reachable", lambda _url: None)
-    images, _ = arrays.read_training(ARRAY_SETS["mnist"], data("mnist", tmp_path / "new"))
-    assert len(images) == 60_000
+    assert len(arrays.read_training(ARRAY_SETS["mnist"], data("mnist", tmp_path / "new")).images) == 60_000
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"MNIST", ".MNIST.lock"}
 
 

@@ -76,8 +76,15 @@ def test_boxes_lie_in_the_image(height, width, seed):
     assert (left + box_width <= width).all()
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(12, 12, 12), (37, 37, 32), (37, 90, 32), (80, 80, 9)])
-def test_resized_boxes_are_within_a_grey_level_of_torchvisions_and_pillows(height, width, size):
+@pytest.mark.parametrize("one_by_one", [True, False])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(12, 12, 12), (37, 37, 32), (37, 90, 32), (80, 80, 9), (80, 92, 96), (258, 258, 224)],
+)
+def test_resized_boxes_are_within_a_grey_level_of_torchvisions_and_pillows(
+    monkeypatch, height, width, size, one_by_one
+):
+    monkeypatch.setattr(boxes, "_ONE_BY_ONE", 1 if one_by_one else 1000)
     images = pictures(24, height, width)
     found = random_boxes(24, height, width, scoped_generator(height))
     found[0] = torch.tensor([0, 0, height, width])
@@ -93,6 +100,15 @@ def test_resized_boxes_are_within_a_grey_level_of_torchvisions_and_pillows(heigh
         pillow = torch.from_numpy(np.array(cut.resize((size, size), Image.Resampling.BILINEAR)))
         for expected in (theirs, pillow.permute(2, 0, 1)):
             assert (mine - (expected.flip(-1) if turn else expected).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_boxes_are_torchvisions_own(channels):
+    images = pictures(6, 90, 80)[:, :channels]
+    found = random_boxes(6, 90, 80, scoped_generator(1))
+    ours = resize_boxes(images, found, torch.zeros(6, dtype=torch.bool), 64)
+    for image, box, mine in zip(images, found.tolist(), ours, strict=True):
+        assert torch.equal(mine, v2.functional.resized_crop(image, *box, [64, 64], antialias=True))
 
 
 @pytest.mark.parametrize("mode", ["crop_flip", "resized_crop"])

@@ -19,7 +19,8 @@ from pictures import jpeg_bytes, picture, touch_later, write_picture
 from PIL import Image
 
 from tune_fusion.data import cache
-from tune_fusion.data.cache import cache_folder, cached_images, stored_side
+from tune_fusion.data.cache import cached_images, stored_side
+from tune_fusion.data.entries import cache_folder
 from tune_fusion.errors import InputError
 
 

@@ -9,8 +9,8 @@ import torch
 from pictures import MakeFolder, write_picture
 
 from tune_fusion.data import cache
-from tune_fusion.data.cache import cache_folder
 from tune_fusion.data.datasets import ImageData, Split, load_data
+from tune_fusion.data.entries import cache_folder
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings
@@ -163,10 +163,8 @@ def test_a_worker_that_decodes_again_finds_what_has_become_unreadable(photos: Pa
 
 
 def test_a_file_that_vanishes_after_it_was_listed_is_skipped(photos: Path, monkeypatch: pytest.MonkeyPatch):
-    real = cache._key
-    monkeypatch.setattr(
-        cache, "_key", lambda *args: ((photos / "val/dog/1.jpg").unlink(missing_ok=True), real(*args))[1]
-    )
+    gone, real = photos / "val/dog/1.jpg", cache.name_of_files
+    monkeypatch.setattr(cache, "name_of_files", lambda *args: (gone.unlink(missing_ok=True), real(*args))[1])
     assert load(photos).skipped == (f"{photos}/val/dog/1.jpg: No such file or directory",)
 
 

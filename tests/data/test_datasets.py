@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tune_fusion.data import splits
-from tune_fusion.data.cache import cache_folder
 from tune_fusion.data.datasets import DATA_SETS, Split, describe_data, load_data
+from tune_fusion.data.entries import cache_folder
 from tune_fusion.data.folder import scan
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings

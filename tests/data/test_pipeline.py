@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tune_fusion.data import pipeline
 from tune_fusion.data.augment import AUGMENTATIONS, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
+from tune_fusion.data.entries import list_entries
 from tune_fusion.data.feeding import ahead
+from tune_fusion.data.mapped import Source
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.vision import v2
 
@@ -211,8 +213,8 @@ def test_resizing_ahead_or_batch_by_batch_gives_the_same(monkeypatch, augment):
 
 def test_a_split_is_resized_once_and_not_kept_longer_than_itself(monkeypatch):
     calls = []
-    real = Geometry.apply
-    monkeypatch.setattr(Geometry, "apply", lambda self, images: calls.append(1) or real(self, images))
+    real = Geometry.resize
+    monkeypatch.setattr(Geometry, "resize", lambda self, images: calls.append(1) or real(self, images))
     split = make_split()
     for _ in range(3):
         list(make_batches(split, image_size=12).epoch(1))
@@ -222,6 +224,59 @@ def test_a_split_is_resized_once_and_not_kept_longer_than_itself(monkeypatch):
     del split
     gc.collect()
     assert gone() is None
+
+
+def in_the_cache(monkeypatch: pytest.MonkeyPatch, split: Split, digest: str = "12ab") -> Split:
+    """The split, with resized copies of any size in the cache."""
+    monkeypatch.setattr(pipeline, "_OWN_BYTES", 0)
+    return Split(split.images, split.labels, split.rows, Source("numbers", digest))
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("image_size", [6, 12])
+def test_resized_images_come_from_the_cache(monkeypatch, augment, image_size):
+    whole = make_split(30, height=10, width=9)
+    rows = torch.tensor([9, 2, 29, 2])
+    split = Split(whole.images, torch.arange(4), rows)
+    changes = {"image_size": image_size, "augment": augment}
+    expected = list(make_batches(split, **changes).epoch(1))
+    assert list_entries() == []
+    for _ in range(2):
+        cached = in_the_cache(monkeypatch, split)
+        assert same(list(make_batches(cached, **changes).epoch(1)), expected)
+        monkeypatch.setattr(Geometry, "resize", None)  # resizing again would fail
+    (entry,) = list_entries()
+    height, width = Geometry((10, 9), image_size, keep_room=True).resized
+    assert (entry.source, entry.images) == (f"numbers, resized to {height}x{width}", 3)
+
+
+def test_another_size_other_images_or_other_rows_are_another_entry(monkeypatch):
+    split = in_the_cache(monkeypatch, make_split())
+    seen = {
+        "first": make_batches(split, image_size=12),
+        "other size": make_batches(split, image_size=13),
+        "other images": make_batches(
+            in_the_cache(monkeypatch, Split(255 - split.images, split.labels), "34cd"), image_size=12
+        ),
+        "other rows": make_batches(
+            in_the_cache(monkeypatch, Split(split.images, split.labels, torch.arange(20).roll(1) // 2 * 2)),
+            image_size=12,
+        ),
+    }
+    assert len(list_entries()) == len(seen)
+    again = in_the_cache(monkeypatch, Split(split.images, split.labels, torch.arange(20).flip(0)))
+    make_batches(again, image_size=12)  # in another order they are the same
+    assert len(list_entries()) == len(seen)
+
+
+def test_a_cache_without_room_leaves_resizing_to_the_batches(monkeypatch):
+    split = make_split()
+    expected = list(make_batches(split, image_size=12).epoch(1))
+    monkeypatch.setenv("TUNE_FUSION_CACHE_GB", "0.000001")
+    batches = make_batches(in_the_cache(monkeypatch, split), image_size=12)
+    assert batches._split.images is split.images
+    assert same(list(batches.epoch(1)), expected)
+    assert list_entries() == []
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -69,8 +69,17 @@ class Geometry:
 
     def apply(self, images: Tensor) -> Tensor:
         """uint8 [B, C, *stored] to uint8 [B, C, *result]."""
-        if self.resized != self.stored:
-            images = vision.v2.functional.resize(images, list(self.resized), antialias=True)
+        return self.cut(self.resize(images))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """The first half of `apply`: uint8 [B, C, *stored] to uint8 [B, C, *resized]."""
+        if self.resized == self.stored:
+            return images
+        resized: Tensor = vision.v2.functional.resize(images, list(self.resized), antialias=True)
+        return resized
+
+    def cut(self, images: Tensor) -> Tensor:
+        """The second half: a view of uint8 [B, C, *resized] as uint8 [B, C, *result]."""
         return images if self.keep_room else _centre(images, self.image_size)
 
 

@@ -1,15 +1,8 @@
-"""Images of a folder, decoded once a machine into one memory-mapped array that all its processes share.
+"""The image files of a folder, decoded once a machine into the cache (`tune_fusion.data.mapped`).
 
-An entry is a folder of the cache, named by a hash of where the images lie and of each one's name, size and
-times: a changed image gives another entry. It is built beside its final place and renamed, under a lock, so
-that a reader sees all of it or nothing, and a second process that wants it waits for the first. Which images
-cannot be decoded is part of the entry; what becomes of them is not decided here (`tune_fusion.data.corrupt`).
-How large the cache may grow, and what is removed from it, is decided in `tune_fusion.data.entries`.
-
-An image therefore turns out to be unreadable when its entry is opened or built, which is before the first
-epoch of a process, and never later: batches come from the mapped array, and no epoch opens a file. What can
-still happen to a running process is that the entry's own file is cut short or its disk fails; the system
-then ends the process (SIGBUS), and the next one finds the entry damaged and builds it again.
+Which images cannot be decoded is part of the entry; what becomes of them is not decided here
+(`tune_fusion.data.corrupt`). An image therefore turns out to be unreadable when its entry is opened or
+written, which is before the first epoch of a process, and never later.
 """
 
 from __future__ import annotations
@@ -17,36 +10,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
-import math
 import os
-import shutil
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tune_fusion.data.entries import (
-    INDEX,
-    LOCK,
-    PARTIAL,
-    PIXELS,
-    cache_folder,
-    hold,
-    reserve,
-)  # fmt: skip
-from tune_fusion.data.locks import locked
+from tune_fusion.data.mapped import Source, mapped, name_of_files, new_images
 from tune_fusion.errors import InputError
-from tune_fusion.folders import CACHE_VARIABLE
 
 ROOM = 1.15
 """Stored images are this much larger than the model's input, so that random crops have room to move."""
@@ -75,6 +54,7 @@ class CachedImages:
     """SHA-256 of each file's content; empty where it could not be decoded."""
     unreadable: Mapping[str, str]
     """The files that could not be decoded, in the order they were asked for, each with the reason."""
+    source: Source
 
 
 class _MixedSizesError(Exception):
@@ -107,76 +87,28 @@ def cached_images(
             Files that are gone, forbidden or damaged are no error: see `CachedImages.unreadable`.
     """
     side = stored_side(image_size)
-    entry = cache_folder() / _key(root, files, size or side)
-    cached = _open(entry)
-    if cached is None:
+    name = name_of_files(root, files, _VERSION, size or side)
+
+    def read(images: Tensor, index: Mapping[str, Any]) -> CachedImages:
+        digests = tuple(index["digests"])
+        if len(digests) != len(images):
+            raise ValueError("not one digest an image")
+        return CachedImages(images, digests, dict(index["unreadable"]), Source(str(root), name))
+
+    return mapped(name, read, lambda folder: _decode_all(folder, root, files, side, size))
+
+
+def _decode_all(
+    folder: Path, root: Path, files: Sequence[str], side: int, wanted: tuple[int, int] | None
+) -> dict[str, object]:
+    """Decode every file into the entry being written in `folder`; returns its index."""
+    native = _common_size(root, files, side) if wanted is None else None
+    if native is not None:
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            with locked(entry.with_suffix(LOCK)):
-                cached = _open(entry) or _build(entry, root, files, side, size)
-        except OSError as error:
-            raise InputError(
-                f"cannot write the image cache {entry.parent}: {error}; set ${CACHE_VARIABLE} to a folder "
-                "with room"
-            ) from error
-    with suppress(OSError):  # a cache that may only be read
-        os.utime(entry)
-    return cached
-
-
-def _key(root: Path, files: Sequence[str], size: int | tuple[int, int]) -> str:
-    digest = hashlib.sha256(f"{_VERSION}\0{size}\0".encode())
-    digest.update(os.fsencode(root.resolve()))
-    for name in files:
-        digest.update(b"\0" + os.fsencode(name) + b"\0")
-        with suppress(
-            OSError
-        ):  # a file that is gone makes another entry than the same file back in its place
-            status = (root / name).stat()
-            # The change time notices a file replaced by one of the same size with its times restored.
-            digest.update(struct.pack("<qqq", status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return digest.hexdigest()[:32]
-
-
-def _open(entry: Path) -> CachedImages | None:
-    """The entry, or None if it does not exist or is damaged."""
-    try:
-        index = json.loads((entry / INDEX).read_text())
-        shape, digests, unreadable = tuple(index["shape"]), index["digests"], index["unreadable"]
-        with (entry / PIXELS).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not hold(file) or size != math.prod(shape) or len(digests) != shape[0]:
-                return None
-            # A private mapping: pages are shared by all processes as long as nobody writes to them.
-            pixels = np.memmap(file, np.uint8, "c", shape=shape)
-        return CachedImages(torch.from_numpy(pixels), tuple(digests), dict(unreadable))
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError):  # whatever half a file may hold
-        return None
-
-
-def _build(
-    entry: Path, root: Path, files: Sequence[str], side: int, wanted: tuple[int, int] | None
-) -> CachedImages:
-    partial = entry.with_suffix(PARTIAL)
-    for stale in (partial, entry):  # left by a process that was killed, or damaged
-        shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir()
-    try:
-        native = _common_size(root, files, side) if wanted is None else None
-        fitted = wanted or (side, side)
-        try:
-            index = _decode_all(partial, root, files, native or fitted, fit=native is None)
+            return _decode_into(folder, root, files, native, fit=False)
         except _MixedSizesError:
-            index = _decode_all(partial, root, files, fitted, fit=True)
-        (partial / INDEX).write_text(json.dumps({"source": str(root), **index}, indent=0))
-        # Held before others can see it: nobody may remove it to make room for another.
-        built = _open(partial)
-        if built is None:
-            raise InputError(f"the image cache {partial} changed while it was built: run again")
-        partial.rename(entry)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return built
+            pass
+    return _decode_into(folder, root, files, wanted or (side, side), fit=True)
 
 
 def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int] | None:
@@ -192,34 +124,32 @@ def _common_size(root: Path, files: Sequence[str], side: int) -> tuple[int, int]
     return None
 
 
-def _decode_all(
+def _decode_into(
     folder: Path, root: Path, files: Sequence[str], size: tuple[int, int], *, fit: bool
 ) -> dict[str, object]:
-    """Decode every file into ``folder/images.u8``; returns what the entry's index says of them."""
-    shape = [len(files), _CHANNELS, *size]
-    reserve(folder / PIXELS, math.prod(shape), len(files))
-    pixels = np.memmap(folder / PIXELS, np.uint8, "r+", shape=tuple(shape))
+    shape = (len(files), _CHANNELS, *size)
     digests = [""] * len(files)
     reasons: dict[int, str] = {}
     mixed = threading.Event()
+    with new_images(folder, shape) as pixels:
 
-    def decode(row: int) -> None:
+        def decode(row: int) -> None:
+            if mixed.is_set():
+                return
+            try:
+                content = (root / files[row]).read_bytes()
+                pixels[row] = decode_image(content, size, fit=fit)
+                digests[row] = hashlib.sha256(content).hexdigest()
+            except _MixedSizesError:
+                mixed.set()
+            except _DECODING_ERRORS as error:
+                reasons[row] = _reason(error, root / files[row])
+
+        _in_threads(decode, range(len(files)))
         if mixed.is_set():
-            return
-        try:
-            content = (root / files[row]).read_bytes()
-            pixels[row] = decode_image(content, size, fit=fit)
-            digests[row] = hashlib.sha256(content).hexdigest()
-        except _MixedSizesError:
-            mixed.set()
-        except _DECODING_ERRORS as error:
-            reasons[row] = _reason(error, root / files[row])
-
-    _in_threads(decode, range(len(files)))
-    if mixed.is_set():
-        raise _MixedSizesError
-    pixels.flush()
+            raise _MixedSizesError
     return {
+        "source": str(root),
         "shape": shape,
         "unreadable": {files[row]: reasons[row] for row in sorted(reasons)},
         "digests": digests,

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tune_fusion.data import arrays, corrupt, splits
-from tune_fusion.data.arrays import ARRAY_SETS, ArraySet
-from tune_fusion.data.cache import cached_images
+from tune_fusion.data.arrays import ARRAY_SETS, ArraySet, LabelledImages
+from tune_fusion.data.cache import CachedImages, cached_images
 from tune_fusion.data.catalogue import DATA_SETS, DataSetInfo, folder_path
 from tune_fusion.data.folder import ImageFolder, scan
+from tune_fusion.data.mapped import Source
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings
 
@@ -38,6 +39,8 @@ class Split:
     """int64 [N]."""
     rows: Tensor | None = None
     """int64 [N]: position in `images` of each labelled image; None: all of them, in order (M = N)."""
+    source: Source | None = None
+    """What `images` are, for copies in the cache; None: copies of them stay in this process."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +55,7 @@ def joined(first: Split, second: Split) -> Split:
     """The labelled images of both, one after the other; copied only where they lie in different tensors."""
     labels = torch.cat([first.labels, second.labels])
     if first.images is second.images and first.rows is not None and second.rows is not None:
-        return Split(first.images, labels, torch.cat([first.rows, second.rows]))
+        return Split(first.images, labels, torch.cat([first.rows, second.rows]), first.source)
     return Split(torch.cat([part.take(torch.arange(len(part))) for part in (first, second)]), labels)
 
 
@@ -122,9 +125,9 @@ def check_provided(settings: DataSettings) -> None:
 def load_data(settings: DataSettings, *, seed: int, image_size: int) -> ImageData:
     """The training and validation images of `settings`, split by `seed`.
 
-    Array data sets keep their own image size. The images of a folder are decoded once a machine and cached
-    (`tune_fusion.data.cache`), a little larger than `image_size` where they are larger; those that cannot be
-    decoded end it or are left out, as ``on_corrupt`` says.
+    They are cached once a machine (`tune_fusion.data.mapped`). Array data sets keep their own image size. The
+    images of a folder are stored a little larger than `image_size` where they are larger; those that cannot
+    be decoded end it or are left out, as ``on_corrupt`` says.
 
     Args:
         settings: the ``data`` section of a search.
@@ -148,21 +151,19 @@ def load_data(settings: DataSettings, *, seed: int, image_size: int) -> ImageDat
 
 def _load_arrays(settings: DataSettings, data_set: ArraySet, seed: int) -> ImageData:
     _check_statistics(settings, data_set.channels)
-    images, labels = arrays.read_training(data_set, settings)
+    stored = arrays.read_training(data_set, settings)
     classes = len(data_set.classes)
     if not data_set.test_images:
-        kept = splits.hold_out(labels, classes, settings.test)
-        images, labels = images[torch.from_numpy(kept)], labels[kept]
-    selection = splits.select(settings, labels, None, classes=classes, seed=seed)
-    content = hashlib.sha256(images.numpy().data).hexdigest()
+        stored = stored.only(splits.hold_out(stored.labels, classes, settings.test))
+    selection = splits.select(settings, stored.labels, None, classes=classes, seed=seed)
     return ImageData(
         name=settings.name,
         classes=data_set.classes,
         channels=data_set.channels,
-        train=_split(images, labels, selection.train),
-        validation=_split(images, labels, selection.validation),
+        train=_split(stored, stored.labels, selection.train),
+        validation=_split(stored, stored.labels, selection.validation),
         fingerprint=contents_fingerprint(
-            data_set.classes, [content], labels, selection.train, selection.validation
+            data_set.classes, [stored.source.digest], stored.labels, selection.train, selection.validation
         ),
     )
 
@@ -210,15 +211,15 @@ def _load_folder(settings: DataSettings, folder: ImageFolder, seed: int, image_s
         name=settings.name,
         classes=folder.classes,
         channels=folder.channels,
-        train=_split(cached.images, sorted_labels, train),
-        validation=_split(cached.images, sorted_labels, validation),
+        train=_split(cached, sorted_labels, train),
+        validation=_split(cached, sorted_labels, validation),
         fingerprint=contents_fingerprint(folder.classes, cached.digests, sorted_labels, train, validation),
         skipped=tuple(skipped.values()),
     )
 
 
-def _split(images: Tensor, labels: splits.Rows, rows: splits.Rows) -> Split:
-    return Split(images=images, labels=torch.from_numpy(labels[rows]), rows=torch.from_numpy(rows))
+def _split(stored: LabelledImages | CachedImages, labels: splits.Rows, rows: splits.Rows) -> Split:
+    return Split(stored.images, torch.from_numpy(labels[rows]), torch.from_numpy(rows), stored.source)
 
 
 def contents_fingerprint(classes: tuple[str, ...], contents: Sequence[str], *parts: splits.Rows) -> str:

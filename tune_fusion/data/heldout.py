@@ -6,16 +6,14 @@ confirms finalists asks the workbench for them.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tune_fusion.data import arrays, corrupt, splits
-from tune_fusion.data.arrays import ARRAY_SETS, ArraySet
+from tune_fusion.data.arrays import ARRAY_SETS, ArraySet, LabelledImages
 from tune_fusion.data.cache import cached_images
 from tune_fusion.data.catalogue import folder_path
 from tune_fusion.data.datasets import Split, contents_fingerprint
@@ -75,18 +73,19 @@ def load_heldout(
 
 def _load_arrays(settings: DataSettings, data_set: ArraySet, classes: tuple[str, ...]) -> HeldOut:
     _require_classes(settings, data_set.classes, classes)
-    images, labels = _read(settings, data_set)
-    content = hashlib.sha256(images.numpy().data).hexdigest()
-    return HeldOut(Split(images, torch.from_numpy(labels)), contents_fingerprint(classes, [content], labels))
+    stored = _read(settings, data_set)
+    return HeldOut(
+        Split(stored.images, torch.from_numpy(stored.labels), source=stored.source),
+        contents_fingerprint(classes, [stored.source.digest], stored.labels),
+    )
 
 
-def _read(settings: DataSettings, data_set: ArraySet) -> tuple[Tensor, splits.Rows]:
+def _read(settings: DataSettings, data_set: ArraySet) -> LabelledImages:
     if data_set.test_files:
         return arrays.read_test(data_set, settings)
-    images, labels = arrays.read_training(data_set, settings)
-    kept = splits.hold_out(labels, len(data_set.classes), settings.test)
-    held_out = np.setdiff1d(np.arange(len(labels)), kept)
-    return images[torch.from_numpy(held_out)], labels[held_out]
+    stored = arrays.read_training(data_set, settings)
+    kept = splits.hold_out(stored.labels, len(data_set.classes), settings.test)
+    return stored.only(np.setdiff1d(np.arange(len(stored.labels)), kept))
 
 
 def _load_folder(
@@ -98,7 +97,9 @@ def _load_folder(
     skipped = corrupt.skippable(settings, path, part.files, cached.unreadable)
     rows = corrupt.without(skipped, np.arange(len(part.files)), "test", part.labels, classes)
     return HeldOut(
-        Split(cached.images, torch.from_numpy(part.labels[rows]), torch.from_numpy(rows)),
+        Split(
+            cached.images, torch.from_numpy(part.labels[rows]), torch.from_numpy(rows), source=cached.source
+        ),
         contents_fingerprint(classes, cached.digests, part.labels, rows),
         tuple(skipped.values()),
     )

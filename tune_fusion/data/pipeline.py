@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,10 +14,13 @@ from torch import Tensor
 from tune_fusion.data.augment import AUGMENTATIONS, Choices, Geometry, scoped_generator
 from tune_fusion.data.datasets import Split
 from tune_fusion.data.feeding import ahead
-from tune_fusion.errors import suggest
+from tune_fusion.data.mapped import mapped, name_of, new_images
+from tune_fusion.errors import InputError, suggest
 
-# Resized images are kept whole up to this size, and kept on an accelerator up to that one.
+# Resized images are kept up to the first of these sizes (above the second in the cache), and images of any
+# kind on an accelerator up to the third.
 _KEPT_BYTES = 512 * 2**20
+_OWN_BYTES = 8 * 2**20
 _RESIDENT_BYTES = 2**30
 _CHUNK = 1024
 # On a CPU so many values of pixels are gone through at once: as floats they fit its cache.
@@ -24,7 +29,9 @@ _PART_PIXELS = 2**20
 _SHUFFLE, _AUGMENT = range(2)
 # What `_prepare` made of each split, so that trial after trial of one process finds it ready. Holds no split
 # that it is a key for: that one would never be freed.
-_prepared: WeakKeyDictionary[Split, dict[tuple[Geometry, torch.device], Split]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Split, dict[tuple[Geometry, torch.device], tuple[Split, bool]]] = (
+    WeakKeyDictionary()
+)
 
 
 class Batches:
@@ -157,33 +164,62 @@ class Batches:
 
 def _prepare(split: Split, geometry: Geometry, device: torch.device) -> tuple[Split, bool]:
     """What batches are best taken from, and whether `geometry` has been applied to it already."""
-    cut = geometry.resized == geometry.stored
-    sized = not cut and _pixel_bytes(split, geometry.result) <= _KEPT_BYTES
-    ready = cut or sized
-    stored = geometry.result if ready else geometry.stored
-    resident = device.type != "cpu" and _pixel_bytes(split, stored) <= _RESIDENT_BYTES
-    if not resident and (geometry.is_identity or not ready):
-        return split, ready
     known = _prepared.setdefault(split, {})
     if (geometry, device) not in known:
-        made = _resize(split, geometry) if sized else split
-        if cut:  # a view: what is cut off stays where it lies
-            made = Split(geometry.apply(split.images), split.labels, split.rows)
-        known[geometry, device] = _move(made, device) if resident else made
-    return known[geometry, device], ready
+        fitted = _fit(split, geometry)
+        made = split if fitted is None else fitted
+        if device.type != "cpu" and len(made) * math.prod(made.images.shape[1:]) <= _RESIDENT_BYTES:
+            made = _move(made, device)
+        if made is split:
+            return split, fitted is not None
+        known[geometry, device] = made, fitted is not None
+    return known[geometry, device]
 
 
-def _pixel_bytes(split: Split, size: tuple[int, int]) -> int:
-    height, width = size
-    return len(split) * split.images.shape[1] * height * width
+def _fit(split: Split, geometry: Geometry) -> Split | None:
+    """The split with `geometry` applied to its images; None: that is left to its batches."""
+    if geometry.is_identity:
+        return split
+    resized = split if geometry.resized == geometry.stored else _resize(split, geometry)
+    if resized is None:
+        return None
+    # What is cut off stays where it lies: this is a view.
+    return Split(geometry.cut(resized.images), resized.labels, resized.rows)
 
 
-def _resize(split: Split, geometry: Geometry) -> Split:
-    images = torch.empty(len(split), split.images.shape[1], *geometry.result, dtype=torch.uint8)
-    for start in range(0, len(split), _CHUNK):
-        positions = torch.arange(start, min(start + _CHUNK, len(split)))
-        images[start : start + _CHUNK] = geometry.apply(split.take(positions))
-    return Split(images, split.labels)
+def _resize(split: Split, geometry: Geometry) -> Split | None:
+    """The split with its images in another size; None where they are too large to be kept.
+
+    They come from the cache, except for so small ones that each process may have its own.
+    """
+    rows = torch.arange(len(split)) if split.rows is None else split.rows
+    rows, places = torch.unique(rows, return_inverse=True)  # in one order, whatever that of the split
+    shape = (len(rows), split.images.shape[1], *geometry.resized)
+    if math.prod(shape) > _KEPT_BYTES:
+        return None
+
+    def fill(images: Tensor) -> Tensor:
+        for start in range(0, len(images), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            images[part] = geometry.resize(split.images.index_select(0, rows[part]))
+        return images
+
+    if split.source is None or math.prod(shape) <= _OWN_BYTES:
+        return Split(fill(torch.empty(shape, dtype=torch.uint8)), split.labels, places)
+    height, width = geometry.resized
+    source = f"{split.source.name}, resized to {height}x{width}"
+
+    def write(entry: Path) -> Mapping[str, object]:
+        with new_images(entry, shape) as pixels:
+            fill(torch.from_numpy(pixels))
+        return {"source": source, "shape": shape}
+
+    chosen = hashlib.sha256(rows.numpy()).hexdigest()
+    name = name_of("resized", torch.__version__, split.source.digest, chosen, shape)
+    try:
+        return Split(mapped(name, lambda images, _: images, write), split.labels, places)
+    except InputError:  # the cache has no room for them, or may only be read
+        return None
 
 
 def _move(split: Split, device: torch.device) -> Split:
