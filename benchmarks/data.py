@@ -24,7 +24,7 @@ from PIL import Image
 from tune_fusion.data.datasets import load_data
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.space.settings import DataSettings
-from tune_fusion.training.memory import keep_freed_memory
+from tune_fusion.training.allocation import keep_freed_memory
 from tune_fusion.vision import torchvision, v2
 
 BATCH = 128

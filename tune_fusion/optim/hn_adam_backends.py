@@ -12,7 +12,7 @@ from tune_fusion.optim.hn_adam_step import StepKernel
 
 
 def kernel_for(device: torch.device) -> StepKernel | None:
-    """The kernel for a CPU or GPU, compiled if it never was; None, with a warning, where there can be none."""
+    """The kernel for a CPU or GPU, compiled if it never was; None, with a warning, where there is none."""
     return load_gpu_kernel(device) if device.type == "cuda" else load_kernel()
 
 

@@ -1,9 +1,9 @@
 """HN_Adam's step on a GPU as one launch for all tensors of a parameter group.
 
-``hn_adam_triton.py`` beside this file is compiled at its first use, for the GPU that it runs on, by the Triton
-that belongs to torch's builds for GPUs. Triton keeps what it compiled (``$TRITON_CACHE_DIR``, else
-``.triton/cache`` in the home folder) for later processes. Where there is no Triton, or it cannot compile, or what
-it made does not give the numbers of `adaptive_norm`, there is no kernel, and the optimizer does without.
+``hn_adam_triton.py`` beside this file is compiled when it is first used, for the GPU that it runs on, by the
+Triton that belongs to torch's builds for GPUs. Triton keeps what it compiled (``$TRITON_CACHE_DIR``, else
+``.triton/cache`` in the home folder) for later processes. Where there is no Triton, or it cannot compile, or
+what it made does not give the numbers of `adaptive_norm`, there is no kernel, and the optimizer does without.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class GpuKernel:
         chunks = _chunks(tuple(addresses[5::6]), self._block, device, stream)
         totals = tensors.new_zeros((len(entries) if observe else 0, 2), dtype=torch.float64)
         beta1, beta2 = options.betas
-        with torch.cuda.device_of(tensors):
+        # Triton launches on torch's current device.
+        with torch.cuda.device(device if device.type == "cuda" else -1):
             # Only numbers that are floats: Triton compiles anew for whole ones that are 1 or divisible by 16.
             self._launch[(len(chunks),)](
                 tensors,
@@ -82,7 +83,7 @@ class GpuKernel:
 
 @functools.lru_cache(_KEPT_TABLES)
 def _tensors(addresses: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, int]:
-    """The kernel's ``tensors``, and what their addresses are divisible by: a vector's bytes, or a number's."""
+    """The kernel's ``tensors``, and what all addresses are divisible by: a vector's bytes or a number's."""
     table = np.array(addresses, dtype=np.int64).reshape(-1, 6)
     return _on_device(table, device), 4 if (table[:, :5] % 16).any() else 16
 
