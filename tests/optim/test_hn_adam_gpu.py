@@ -40,6 +40,37 @@ def test_the_others_in_tritons_interpreter():
 
 
 @needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="an interpreter compiles nothing")
+@pytest.mark.parametrize(("capability", "root"), [(80, True), (90, False)])
+def test_it_compiles_for_gpus_that_are_not_here(capability, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tune_fusion.optim.hn_adam_triton import BLOCK, WARPS, hn_adam
+
+    numbers = ("lr", "eps", "lambda0", "beta2", "new1", "new2", "sign", "decay", "keep")
+    constants = {"ROOT": root, "ALIGNMENT": 16, "BLOCK": BLOCK}
+    source = ASTSource(
+        hn_adam,
+        signature={
+            **{"tensors": "*i64", "chunks": "*i64", "totals": "*fp64"},
+            **dict.fromkeys(numbers, "fp32"),
+            "observe": "i32",
+            **dict.fromkeys(constants, "constexpr"),
+        },
+        constexprs=constants,
+        attrs={(argument,): [["tt.divisibility", 16]] for argument in range(3)},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    made = triton.compile(source, target=target, options={"num_warps": WARPS, "enable_fp_fusion": True})
+    # Five tensors of eight elements a thread are read, in vectors of four, and four are written.
+    assert made.asm["ptx"].count("ld.global.v4.b32") == 5 * 2
+    assert made.asm["ptx"].count("st.global.v4.b32") == 4 * 2
+
+
+@needs_triton
 @here
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # its NumPy: 0/0
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
