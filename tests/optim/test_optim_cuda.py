@@ -58,3 +58,22 @@ def test_a_gradient_that_is_not_finite_in_one_half_skips_both_on_the_gpu():
     scaler.update()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_hn_adam_does_not_wait_for_the_gpu(fused, dtype):
+    params = [nn.Parameter(torch.ones(size, device="cuda", dtype=dtype)) for size in (100_000, 10)]
+    optimizer = HNAdam(params, weight_decay=0.01, fused=fused)
+    optimizer.collect_statistics = True
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all((p < 1).all() for p in params)

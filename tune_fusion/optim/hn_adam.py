@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from tune_fusion.optim import hn_adam_kernel
 from tune_fusion.optim.adaptive_norm import SecondMoment, direction
+from tune_fusion.optim.hn_adam_backends import kernel_for
 from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics, Tally
+from tune_fusion.optim.hn_adam_step import Options, fits
 
 # Tensors up to this size are joined, up to this size; on a CPU torch works on as many in one thread.
 _SMALL = 1 << 15
@@ -85,9 +86,10 @@ class HNAdam(Optimizer):
         maximize: climb instead of descend.
         foreach: True joins small tensors and cuts large ones, so that every operation has a good size; False
             takes tensor after tensor; None is True on CPU and CUDA.
-        fused: True steps in one pass of machine code whatever that can be had for (`hn_adam_kernel`: float32
-            on a CPU with a C compiler), and the rest as `foreach` says; False steps everything so. Whichever
-            way, the numbers agree to rounding, and do not depend on which parameters share the optimizer.
+        fused: True steps in one pass of machine code whatever that can be had for (float32 on a CPU with a C
+            compiler, `hn_adam_kernel`, or on a GPU with Triton, `hn_adam_gpu`), and the rest as `foreach`
+            says; False steps everything so. Whichever way, the numbers agree to rounding, and do not depend
+            on which parameters share the optimizer.
 
     State has the parameter's dtype, float32 for float16 and bfloat16 parameters; the step is then taken in
     float32 and rounded once. ``collect_statistics`` may be switched at any time: while it is True, steps are
@@ -226,17 +228,20 @@ class HNAdam(Optimizer):
         return entries
 
     def _step_fused(self, entries: list[_Entry], group: dict[str, Any]) -> list[_Entry]:
-        """Step what the kernel can; returns what is left."""
-        ours: list[_Entry] = []
+        """Step what kernels can; returns what is left."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and not lr.is_cpu:
+            return entries  # a kernel gets it from the host, which would have to wait for it
         left: list[_Entry] = []
+        by_device: defaultdict[torch.device, list[_Entry]] = defaultdict(list)
         for entry in entries:
-            (ours if hn_adam_kernel.fits(entry[1:]) else left).append(entry)
-        kernel = hn_adam_kernel.load_kernel() if ours else None
-        if kernel is None:
-            return entries
+            if fits(entry[1:]):
+                by_device[entry.param.device].append(entry)
+            else:
+                left.append(entry)
         decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
-        options = hn_adam_kernel.Options(
-            lr=float(group["lr"]),
+        options = Options(
+            lr=float(lr),
             betas=group["betas"],
             eps=group["eps"],
             lambda0=group["lambda0"],
@@ -245,17 +250,24 @@ class HNAdam(Optimizer):
             coupled_decay=0.0 if decoupled else decay,
             decoupled_decay=decay if decoupled else 0.0,
         )
-        totals = kernel.step([entry[1:] for entry in ours], options, observe=self.collect_statistics)
-        if totals is not None:
-            owners = [entry.owner for entry in ours]
-            self._tally.add(torch.from_numpy(totals).unbind(), owners, [p.numel() for p in owners])
+        for device, ours in by_device.items():
+            kernel = kernel_for(device)
+            if kernel is None:
+                left += ours
+                continue
+            sums = kernel.step([entry[1:] for entry in ours], options, observe=self.collect_statistics)
+            if sums is not None:
+                owners = [entry.owner for entry in ours]
+                self._tally.add(sums.unbind(), owners, [p.numel() for p in owners])
         return left
 
     def _update(self, batch: list[_Entry], join: bool, group: dict[str, Any]) -> None:
         owners, params, grads, *states = (
             list(column) for column in zip(*batch, strict=True) if column[0] is not None
         )
-        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+        lr = group["lr"]
+        if isinstance(lr, Tensor):  # one on the host is read; another one is not waited for
+            lr = lr.item() if lr.is_cpu else lr.reshape(())
         grads = _effective_gradients(params, grads, states[0][0].dtype, group, lr)
         g, m, v, *v_max = (_join(tensors) if join else tensors[0] for tensors in (grads, *states))
         step, lam = direction(

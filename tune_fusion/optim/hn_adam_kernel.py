@@ -20,17 +20,15 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tune_fusion.folders import cache_root
-from tune_fusion.optim.adaptive_norm import direction
+from tune_fusion.optim.hn_adam_step import Entry, Options, is_right
 
 _SOURCE = Path(__file__).with_name("hn_adam.c")
 _ALWAYS = (
@@ -47,25 +45,6 @@ _FOR_THIS_PROCESSOR = (("-march=native", "-mprefer-vector-width=512"), ("-mcpu=n
 _COMPILE_SECONDS = 60
 # Elements that are worth a thread of their own.
 _ELEMENTS_A_THREAD = 1 << 15
-
-Entry: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""Parameter, gradient, m, v (or n) and its running maximum: float32 on the CPU, alike in memory."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a step needs besides its tensors; see `tune_fusion.optim.hn_adam.HNAdam`."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    lambda0: float
-    root: bool
-    maximize: bool
-    coupled_decay: float
-    """Times the parameter, added to the gradient."""
-    decoupled_decay: float
-    """Times lr: the share by which parameters shrink."""
 
 
 class _Options(ctypes.Structure):
@@ -90,17 +69,8 @@ class Kernel:
         ]
         self._step.restype = None
 
-    def step(
-        self, entries: Sequence[Entry], options: Options, *, observe: bool
-    ) -> NDArray[np.float64] | None:
-        """Step every entry in place, with as many threads as torch has where they are worth it.
-
-        Numbers depend neither on the threads nor on which entries are stepped together.
-
-        Returns:
-            With `observe`, float64 [entries, 2]: of each entry's elements, how many have Λ < 2, and the sum
-            of Λ; else None.
-        """
+    def step(self, entries: Sequence[Entry], options: Options, *, observe: bool) -> Tensor | None:
+        """See `StepKernel`. Takes as many threads as torch has where they are worth it: no number changes."""
         tensors = np.array(
             [
                 (
@@ -132,18 +102,7 @@ class Kernel:
             observe,
         )
         self._step(tensors.ctypes.data, len(entries), ctypes.byref(given), totals.ctypes.data, threads)
-        return totals.sum(axis=0) if observe else None
-
-
-def fits(entry: Entry) -> bool:
-    """True for an entry that a kernel can step: float32 on the CPU, without gaps, all laid out alike."""
-    param, *others = entry
-    if param.dtype != torch.float32 or param.device.type != "cpu":
-        return False
-    if not (param.is_contiguous() or param.is_contiguous(memory_format=torch.channels_last)):
-        return False
-    layout = param.stride()
-    return all(t is None or (t.dtype == torch.float32 and t.stride() == layout) for t in others)
+        return torch.from_numpy(totals.sum(axis=0)) if observe else None
 
 
 @functools.cache
@@ -160,7 +119,7 @@ def load_kernel() -> Kernel | None:
             kernel, reason = None, f"its library cannot be loaded: {error}"
         else:
             reason = f"{shlex.join(compiler)} cannot compile {_SOURCE.name}"
-        if kernel is not None and _is_right(kernel):
+        if kernel is not None and is_right(kernel, torch.device("cpu")):
             return kernel
         if kernel is not None:
             reason = f"what {shlex.join(compiler)} made of {_SOURCE.name} gives wrong numbers"
@@ -217,31 +176,3 @@ def _compiled(compiler: list[str], library: Path) -> Kernel | None:
             partial.chmod(0o600)
             partial.replace(library)
         return Kernel(made)
-
-
-def _is_right(kernel: Kernel) -> bool:
-    """Whether a step of both forms, on either side of Λ = 2, gives the numbers of `direction`."""
-    generator = torch.Generator().manual_seed(0)
-    for root in (False, True):
-        p, g, m = (torch.randn(100, generator=generator) for _ in range(3))
-        v, v_max = (torch.rand(100, generator=generator) for _ in range(2))
-        g[:10] = m[5:15] = 0.0
-        expected = [tensor.double() for tensor in (m, v, v_max)]
-        step, _ = direction(
-            g.double(),
-            expected[0],
-            expected[1],
-            expected[2],
-            lambda0=2.5,
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            second_moment="root" if root else "paper",
-        )
-        after = [p.double() - 0.1 * step, *expected]
-        kernel.step(
-            [(p, g, m, v, v_max)], Options(0.1, (0.9, 0.99), 1e-8, 2.5, root, False, 0.0, 0.0), observe=False
-        )
-        pairs = zip((p, m, v, v_max), after, strict=True)
-        if not all(torch.allclose(ours.double(), theirs, rtol=1e-5, atol=1e-6) for ours, theirs in pairs):
-            return False
-    return True

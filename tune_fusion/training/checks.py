@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,7 +17,7 @@ from tune_fusion.models.build import build_on_meta, rehearsal_model
 from tune_fusion.models.layers import Layer, layer_map
 from tune_fusion.models.weights import check_weights
 from tune_fusion.optim import registry
-from tune_fusion.optim.hn_adam_kernel import load_kernel
+from tune_fusion.optim.hn_adam_backends import load_ahead
 from tune_fusion.space.loading import load_space, resolve_space
 from tune_fusion.space.rehearsal import rehearse
 from tune_fusion.space.schema import SearchSpace
@@ -81,9 +80,10 @@ def prove(checked: Checked, device: torch.device) -> Workbench:
     """
     check_provided(checked)
     space = checked.space
-    if space.resources.gpu == 0 and _HN_ADAM & {*space.low, *space.high, *space.controls}:
-        # Compiled while everything else is made ready, so that no trial waits for it.
-        threading.Thread(target=load_kernel, daemon=True).start()
+    # A driver whose trials have GPUs has none itself: its workers compile for theirs.
+    trains = device.type == "cuda" or space.resources.gpu == 0
+    if trains and _HN_ADAM & {*space.low, *space.high, *space.controls}:
+        load_ahead(device)
     bench = Workbench(space.model, space.data, space.search.seed, device)
     _located(space, "data.name", lambda: bench.data)
     _located(space, _weights_key(space), lambda: bench.model)

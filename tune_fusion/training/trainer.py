@@ -17,6 +17,7 @@ from torch.optim import Optimizer, lr_scheduler
 from tune_fusion.optim import registry
 from tune_fusion.optim.fused import FusedOptimizer
 from tune_fusion.optim.hn_adam import HNAdam
+from tune_fusion.optim.hn_adam_backends import load_ahead
 from tune_fusion.optim.hn_adam_statistics import HNAdamStatistics
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
 from tune_fusion.space.effective import resolved_settings
@@ -53,6 +54,9 @@ class Trainer:
         self.epoch = 0
         self.model = bench.renew_model(self.training)
         self.optimizer = _make_optimizer(bench.model, configuration)
+        if bench.device.type == "cuda" and any(isinstance(child, HNAdam) for _, child in self._halves()):
+            # Compiled, where it never was, while the first batch is made ready and goes through the model.
+            load_ahead(bench.device)
         self._schedule = _make_schedule(self.optimizer, self.training)
         self._images = len(bench.whole_training if whole else bench.data.train)
         batches = bench.whole_training_batches if whole else bench.training_batches
