@@ -29,8 +29,6 @@ from scipy.stats import qmc
 
 HERE = Path(__file__).resolve().parent
 METRICS = ["train_loss", "val_loss", "val_accuracy", "val_macro_f1"]
-PAPER_PAIRS = [("sgd", "adam"), ("adam", "sgd"), ("adamw", "sgd"), ("radam", "sgd"), ("nadam", "sgd")]
-"""Kim & Moon 2025, Tables 2 and 3."""
 AGAIN = 4
 """One of so many configurations is trained with a second seed."""
 
@@ -68,9 +66,10 @@ class Sobol:
 
 def configurations(space, fusions, controls):
     """The configurations to record, as (arm, configuration); those of a shorter list come first."""
+    from tune_fusion.replay.contenders import paper_pairs
     from tune_fusion.space.sampling import draw
 
-    first = [*defaults(space), *paper_pairs(space)]
+    first = [*defaults(space), *(("fusion", pair) for pair in paper_pairs(space))]
     arms = {"fusion": fusions, "control": controls}
     drawn = {}
     for seed, (arm, count) in enumerate(arms.items()):
@@ -92,21 +91,6 @@ def defaults(space):
     for arm in make_arms(space):
         while (suggestion := arm.study.ask()).origin == "default":
             yield arm.name, suggestion.configuration
-
-
-def paper_pairs(space):
-    """Those of the papers' pairs that the space has, untuned, at its middle and its last switch layer."""
-    from tune_fusion.space.configuration import Configuration, OptimizerChoice
-
-    _, default = next(iter(defaults(space)))
-
-    def untuned(name):
-        return OptimizerChoice(name, {key: space.defaults[name][key] for key in space.optimizers[name]})
-
-    for low, high in PAPER_PAIRS:
-        if low in space.low and high in space.high:
-            for switch in (default.switch_layer, space.switch_layer.high):
-                yield "fusion", Configuration(switch, untuned(low), untuned(high), default.training)
 
 
 def planned(space, fusions, controls):

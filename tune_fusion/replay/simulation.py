@@ -25,7 +25,7 @@ class Trace:
 
     returned: list[float] = field(default_factory=list)
     """The value of the configuration it would return, trained to its end; after 1, 2, ... epochs in all."""
-    hours: list[float] = field(default_factory=list)
+    elapsed: list[float] = field(default_factory=list)
     """When that was, in nominal epochs of one worker."""
     notes: list[str] = field(default_factory=list)
     stopped: bool = False
@@ -88,7 +88,7 @@ def replay(
         returned = incumbent.trial
         value = -table.sign * float("inf") if returned is None else table.value(runs[returned.number])
         trace.returned.append(value)
-        trace.hours.append(now)
+        trace.elapsed.append(now)
     trace.notes = engine.record.notes
     return trace
 

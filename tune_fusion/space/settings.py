@@ -90,8 +90,13 @@ class SearchSettings(Section):
     """Trials of the whole search, controls included."""
     control_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Part of the training epochs that goes to the single-optimizer controls."""
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "hyperband", "curves", "none"] = "asha"
+    defaults: Literal["trained", "judged", "none"] = "trained"
+    """The untuned defaults come first: trained to the last epoch, judged at the rungs like every other trial,
+    or not at all."""
+    stop: Literal["never", "auto"] = "never"
+    """``auto``: no trial starts any more once the search has become unlikely to find anything better."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     retries: Annotated[int, Field(ge=0, strict=True)] = 2
     """How often a trial whose worker was lost (killed, crashed, hung) is tried again from its checkpoint."""

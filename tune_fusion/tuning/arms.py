@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from tune_fusion.events import RungDecision
 from tune_fusion.records import TrialRecord
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import largest
 from tune_fusion.space.sampling import Arm, Scalar
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.tuning.asha import Asha
+from tune_fusion.tuning.curves import Curves
+from tune_fusion.tuning.hyperband import Hyperband
 from tune_fusion.tuning.study import Study, Suggestion
 
 
@@ -43,13 +46,30 @@ class Suggester(Protocol):
         """How the trial of a suggestion ended; `value` is its best."""
 
 
+class Scheduler(Protocol):
+    """What says at the end of an epoch whether a trial trains on; see `Asha`."""
+
+    def judge(self, trial: int, epoch: int, value: float) -> RungDecision | None:
+        """Whether `trial`, whose metric is `value` after `epoch`, trains on; changes nothing.
+
+        None where nothing is decided in that epoch.
+        """
+
+    def tell(self, trial: int, epoch: int, value: float) -> None:
+        """Remember what `trial` reached."""
+
+    @property
+    def values(self) -> dict[int, dict[int, float]]:
+        """All that decisions depend on: the metric by trial, by epoch."""
+
+
 @dataclass
 class SearchArm:
     """One arm: its own study, its own rungs, its own share of the search's training epochs."""
 
     name: Arm
     study: Suggester
-    asha: Asha
+    asha: Scheduler
     share: float = 1.0
     """In (0, 1]; the shares of a search's arms sum to 1."""
     started: int = 0
@@ -88,9 +108,18 @@ def make_arms(space: SearchSpace) -> list[SearchArm]:
         SearchArm(
             name,
             Study(space, name, direction),
-            Asha(space.asha, epochs, direction, enabled=space.search.scheduler == "asha"),
+            make_scheduler(space, epochs),
             share,
         )
         for name, share in shares
         if share > 0
     ]
+
+
+def make_scheduler(space: SearchSpace, epochs: int) -> Scheduler:
+    """What says which trials of an arm train on; `epochs` are those of a trial that is never stopped."""
+    if space.search.scheduler == "hyperband":
+        return Hyperband(space.asha, epochs, space.direction)
+    if space.search.scheduler == "curves":
+        return Curves(space.asha, epochs, space.direction)
+    return Asha(space.asha, epochs, space.direction, enabled=space.search.scheduler == "asha")

@@ -313,7 +313,8 @@ class Engine:
             return TrialState.DIVERGED, f"loss not finite in epoch {epoch}"
         if epoch >= trial.max_epochs:
             return TrialState.COMPLETED, ""
-        if rung is not None and not rung.goes_on and trial.origin != "default":
+        spared = trial.origin == "default" and self.space.search.defaults == "trained"
+        if rung is not None and not rung.goes_on and not spared:
             return TrialState.STOPPED, f"stopped at rung {epoch}"
         return None, ""
 

@@ -18,6 +18,7 @@ from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import same_value
 from tune_fusion.space.sampling import Arm, Scalar, default_parameters, draw, grid_parameters
 from tune_fusion.space.schema import SearchSpace
+from tune_fusion.tuning.gp import propose
 from tune_fusion.tuning.tpe import TpeSampler, ended
 
 _KNOWN = (
@@ -50,19 +51,28 @@ class _Sampled(Suggestion):
 
 
 class Study:
-    """Suggests configurations of one arm: its untuned defaults first, then what the sampler draws.
+    """Suggests configurations of one arm: its untuned defaults (or `first`), then what the sampler draws.
 
     A suggestion depends on the seed, the number of suggestions made before it and what the study was told,
     never on the process's random state, nor on when a thread had its turn: one that is made ahead knows what
     was known right after the suggestion before it, and nothing that came later.
     """
 
-    def __init__(self, space: SearchSpace, arm: Arm, direction: Literal["max", "min"]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        arm: Arm,
+        direction: Literal["max", "min"],
+        *,
+        first: Sequence[Mapping[str, Scalar]] | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._arm: Arm = arm
         self._asked = 0
-        self._defaults = default_parameters(space, arm)
+        if first is None:
+            first = [] if space.search.defaults == "none" else default_parameters(space, arm)
+        self._defaults = [dict(answers) for answers in first]
         self._grid: Iterator[dict[str, Scalar]] | None = None
         self._repeated: set[str] = set()
         if space.search.sampler == "grid":
@@ -95,6 +105,8 @@ class Study:
             answers = self._next_point()
             if answers is None:
                 return None
+        elif self._space.search.sampler == "gp":
+            answers = propose(self._space, self._arm, self._known(), self._seed(), self._sign)
         elif ahead and self._looks_ahead():
             answers = (self._ahead or self._begin()).result()
         suggestion = self._ask(answers, origin)
@@ -180,12 +192,12 @@ class Study:
         """
         assert isinstance(suggestion, _Sampled)
         trial = suggestion.trial
+        for index, metrics in enumerate(record.epochs):
+            trial.report(metrics.get(metric, math.nan), index + 1)
         if record.state is TrialState.COMPLETED and value is not None:
             self._study.tell(trial, value)
             return
         if record.state in (TrialState.STOPPED, TrialState.DIVERGED) or record.infeasible:
-            for index, metrics in enumerate(record.epochs):
-                trial.report(metrics.get(metric, math.nan), index + 1)
             if record.state is not TrialState.STOPPED:
                 trial.set_constraint("loss is finite, model fits", 1.0)
             self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -199,10 +211,18 @@ class Study:
 
     def _sampler(self, known: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
         """What draws the next suggestion."""
-        seed = zlib.crc32(f"{self._space.search.seed}/{self._arm}/{self._asked}".encode())
+        seed = self._seed()
         if self._space.search.sampler != "tpe":
             return optuna.samplers.RandomSampler(seed=seed)
         return TpeSampler(known, seed)
+
+    def _seed(self) -> int:
+        """Of what is drawn next."""
+        return zlib.crc32(f"{self._space.search.seed}/{self._arm}/{self._asked}".encode())
+
+    @property
+    def _sign(self) -> float:
+        return 1.0 if self._direction == "maximize" else -1.0
 
 
 def _frozen(parameters: Mapping[str, Scalar]) -> str:
