@@ -127,7 +127,7 @@ def bench(model, data, seed):
 
 
 def train(model, data, seed, configuration):
-    """Every epoch of one run: the metrics in the order of METRICS, or None where it diverged; seconds each."""
+    """Every epoch of one run (the metrics as METRICS has them; None: it diverged), and its mean seconds."""
     from tune_fusion.training.trainer import Trainer
 
     trainer = Trainer(bench(model, data, seed), configuration)

@@ -1,4 +1,4 @@
-"""What is compared: samplers and schedulers by name, those of real searches and some that only replays have."""
+"""What is compared: samplers and schedulers by name, some of which only replays have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune_fusion.records import TrialRecord, TrialState
-from tune_fusion.replay.pausing import AllThenBest, Pasha, PausingEngine, Promotion
+from tune_fusion.replay.pausing import AllThenBest, Pasha
 from tune_fusion.replay.simulation import Trace, replay
 from tune_fusion.replay.table import Table
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
@@ -16,19 +16,17 @@ from tune_fusion.space.sampling import default_parameters, draw, parameters_of
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.tuning.arms import SearchArm, make_arms
-from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.study import Study, Suggestion
 
 PAPER_PAIRS = (("sgd", "adam"), ("adam", "sgd"), ("adamw", "sgd"), ("radam", "sgd"), ("nadam", "sgd"))
 """Low and high optimizer in Kim & Moon 2025, Tables 2 and 3."""
 
-_PAUSING: dict[str, Callable[[SearchSpace, int], Any]] = {
-    "promotion": lambda space, epochs: Promotion(space.asha, epochs, space.direction),
-    "pasha": lambda space, epochs: Pasha(space.asha, epochs, space.direction),
-    "one-then-best": lambda space, epochs: AllThenBest(1, 20, 2, space.direction),
-    "three-then-best": lambda space, epochs: AllThenBest(3, 20, 2, space.direction),
+_OTHERS: dict[str, Callable[[SearchSpace, int], Any]] = {
+    "pasha": lambda space, epochs: Pasha(space.asha, epochs, space.rung_direction),
+    "one-then-best": lambda space, epochs: AllThenBest(1, 20, 2, space.rung_direction),
+    "three-then-best": lambda space, epochs: AllThenBest(3, 20, 2, space.rung_direction),
 }
-REPLAY_ONLY = tuple(_PAUSING)
+REPLAY_ONLY = tuple(_OTHERS)
 """Schedulers that no real search has: they pause trials."""
 
 
@@ -49,8 +47,8 @@ class Contender:
     def run(self, table: Table, vocabulary: Vocabulary, slots: int, budget: int, seed: int) -> Trace:
         """Search the table once."""
         scheduler = self.search.get("scheduler", table.space.search.scheduler)
-        pausing = _PAUSING.get(scheduler)
-        search = {**self.search, "seed": seed} | ({"scheduler": "none"} if pausing else {})
+        other = _OTHERS.get(scheduler)
+        search = {**self.search, "seed": seed} | ({"scheduler": "none"} if other else {})
         space = replace(
             table.space,
             search=table.space.search.model_copy(update=search),
@@ -64,12 +62,11 @@ class Contender:
                     arm.study = RaysHabit(space, arm.name, space.direction)
                 if self.papers and arm.name == "fusion":
                     arm.study = Study(space, arm.name, space.direction, first=papers_first(space))
-                if pausing:
-                    arm.asha = pausing(space, int(largest(space.training["epochs"])))
+                if other:
+                    arm.asha = other(space, int(largest(space.training["epochs"])))
             return arms
 
-        engine = PausingEngine if pausing else Engine
-        return replay(table, space, vocabulary, slots, budget, make=make, engine_class=engine)
+        return replay(table, space, vocabulary, slots, budget, make=make)
 
 
 class RaysHabit(Study):

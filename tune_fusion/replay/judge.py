@@ -26,7 +26,7 @@ class Verdict:
     """A contender's searches of one table with one number of slots."""
 
     regret: NDArray[np.float64]
-    """[seeds, epochs] what the configuration that would be returned lacks to the table's best; not negative."""
+    """[seeds, epochs] what the configuration that would be returned lacks to the table's best."""
     noise: float
     """A regret that another seed would have made up for; see `Table.noise`."""
     spent: NDArray[np.float64]
@@ -74,7 +74,9 @@ def judge(
 
 def verdict(table: Table, traces: Sequence[Trace], budget: int) -> Verdict:
     """What the traces of one contender say."""
-    returned = np.array([trace.returned + [trace.returned[-1]] * (budget - len(trace.returned)) for trace in traces])
+    returned = np.array(
+        [trace.returned + [trace.returned[-1]] * (budget - len(trace.returned)) for trace in traces]
+    )
     return Verdict(
         regret=table.sign * (table.best - returned),
         noise=table.noise,

@@ -59,7 +59,6 @@ def replay(
     budget: int,
     *,
     make: Callable[[SearchSpace], Sequence[SearchArm]] = make_arms,
-    engine_class: type[Engine] = Engine,
 ) -> Trace:
     """Search `table` with `slots` workers until `budget` epochs are trained, or the search ends.
 
@@ -67,7 +66,7 @@ def replay(
     """
     space = replace(space, search=space.search.model_copy(update={"trials": 10**6}))
     chronicle = Chronicle.begin(session_of(space))
-    engine = engine_class(space, vocabulary, make(space), chronicle, table.layers, lambda: slots)
+    engine = Engine(space, vocabulary, make(space), chronicle, table.layers, lambda: slots)
     incumbent, trace = Incumbent(engine.record), Trace()
     runs: dict[int, Run] = {}
     pace = random.Random(space.search.seed)

@@ -1,4 +1,4 @@
-"""Recorded trials: every epoch of many configurations of one space, as ``benchmarks/record_table.py`` writes."""
+"""Recorded trials: every epoch of many configurations of a space (``benchmarks/record_table.py``)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
     """True where the epoch after these had a loss that was not finite."""
 
     def value(self, metric: str, sign: float, epochs: int | None = None) -> float:
-        """The best value of a metric within so many epochs; minus infinity times `sign` where there is none."""
+        """The best value of a metric within so many epochs; the worst that there is where none was."""
         return sign * max((sign * epoch[metric] for epoch in self.epochs[:epochs]), default=-np.inf)
 
 
@@ -145,7 +145,7 @@ class Table:
         return pairs[np.isfinite(pairs).all(1)]
 
     def neighbour_errors(self) -> NDArray[np.float64]:
-        """For each recorded run: its nearest neighbour's value less its own, of those that did not diverge."""
+        """For each run that did not diverge: its nearest neighbour's value less its own."""
         errors = []
         for run in self.runs:
             if len(self._groups[_group(run.arm, run.configuration)]) > 1:
@@ -158,13 +158,13 @@ class Table:
         """The coordinates of a configuration among those with the same optimizers."""
         space, point = self.space, []
         if configuration["high"] is not None and configuration["switch_layer"] != ALL:
-            point.append(
-                _WEIGHTS["switch_layer"] * _unit(space.switch_layer, configuration["switch_layer"])
-            )
+            point.append(_WEIGHTS["switch_layer"] * _unit(space.switch_layer, configuration["switch_layer"]))
         for choice in (configuration["low"], configuration["high"]):
             if choice is not None:
                 domains = space.optimizers[choice["optimizer"]]
-                point += [_WEIGHTS.get(key, 1.0) * _unit(domains[key], choice[key]) for key in sorted(domains)]
+                point += [
+                    _WEIGHTS.get(key, 1.0) * _unit(domains[key], choice[key]) for key in sorted(domains)
+                ]
         return np.array(point)
 
 

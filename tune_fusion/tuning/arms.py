@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from tune_fusion.events import RungDecision
 from tune_fusion.records import TrialRecord
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import largest
@@ -15,6 +15,8 @@ from tune_fusion.space.schema import SearchSpace
 from tune_fusion.tuning.asha import Asha
 from tune_fusion.tuning.curves import Curves
 from tune_fusion.tuning.hyperband import Hyperband
+from tune_fusion.tuning.promotion import Promotion
+from tune_fusion.tuning.scheduler import Scheduler
 from tune_fusion.tuning.study import Study, Suggestion
 
 
@@ -45,22 +47,8 @@ class Suggester(Protocol):
     def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
         """How the trial of a suggestion ended; `value` is its best."""
 
-
-class Scheduler(Protocol):
-    """What says at the end of an epoch whether a trial trains on; see `Asha`."""
-
-    def judge(self, trial: int, epoch: int, value: float) -> RungDecision | None:
-        """Whether `trial`, whose metric is `value` after `epoch`, trains on; changes nothing.
-
-        None where nothing is decided in that epoch.
-        """
-
-    def tell(self, trial: int, epoch: int, value: float) -> None:
-        """Remember what `trial` reached."""
-
-    @property
-    def values(self) -> dict[int, dict[int, float]]:
-        """All that decisions depend on: the metric by trial, by epoch."""
+    def pause(self, suggestion: Suggestion, record: TrialRecord, metric: str) -> None:
+        """What the trial of a suggestion has reached so far; it may train on later."""
 
 
 @dataclass
@@ -74,13 +62,23 @@ class SearchArm:
     """In (0, 1]; the shares of a search's arms sum to 1."""
     started: int = 0
     running: int = 0
-    """Trials without an end."""
+    """Trials without an end, but for those that pause."""
     epochs: int = 0
     """Epochs that its trials have trained."""
+    best: float = -math.inf
+    """The best value that an epoch of its trials had; the larger, the better."""
+    improved: int = 0
+    """`epochs` when that was."""
     duplicates: int = 0
     """Suggestions in a row that were tried before."""
     exhausted: bool = False
     """True when it has nothing new to suggest."""
+
+    def took_epoch(self, value: float) -> None:
+        """Count an epoch of one of its trials; `value` is NaN where it diverged."""
+        self.epochs += 1
+        if value > self.best:
+            self.best, self.improved = value, self.epochs
 
     @property
     def open(self) -> bool:
@@ -118,8 +116,12 @@ def make_arms(space: SearchSpace) -> list[SearchArm]:
 
 def make_scheduler(space: SearchSpace, epochs: int) -> Scheduler:
     """What says which trials of an arm train on; `epochs` are those of a trial that is never stopped."""
-    if space.search.scheduler == "hyperband":
-        return Hyperband(space.asha, epochs, space.direction)
-    if space.search.scheduler == "curves":
-        return Curves(space.asha, epochs, space.direction)
-    return Asha(space.asha, epochs, space.direction, enabled=space.search.scheduler == "asha")
+    match space.search.scheduler:
+        case "promotion":
+            return Promotion(space.asha, epochs, space.rung_direction)
+        case "hyperband":
+            return Hyperband(space.asha, epochs, space.rung_direction)
+        case "curves":
+            return Curves(space.asha, epochs, space.rung_direction)
+        case "asha" | "none" as name:
+            return Asha(space.asha, epochs, space.rung_direction, enabled=name == "asha")

@@ -8,13 +8,14 @@ from typing import Literal
 
 from tune_fusion.events import RungDecision
 from tune_fusion.space.settings import AshaSettings
+from tune_fusion.tuning.scheduler import Scheduler
 
-# Gains of an epoch without which it is not judged, and how many standard deviations of luck a trial is granted.
+# Gains of an epoch without which it is not judged; the luck a trial is granted, in standard deviations.
 _FEWEST = 3
 _LUCK = 1.0
 
 
-class Curves:
+class Curves(Scheduler):
     """Foretells a trial's last value from what other trials gained from the same epoch on.
 
     In each epoch from the first rung on, the best value so far plus the mean gains of the epochs left, plus

@@ -189,6 +189,7 @@ def _fitted(
 ) -> _Model:
     """The likeliest of some models that differ by how far each axis reaches."""
     best: _Model | None = None
+    likeliest = -math.inf
     count = int(groups.max()) + 1
     for attempt in range(_TRIED):
         # Half of them vary the best one so far.
@@ -200,8 +201,8 @@ def _fitted(
         model = _Model(points, scores, noise, scales)
         # Axes matter little unless the data say so.
         prior = -0.5 * float(np.square(np.log(scales[np.unique(groups, return_index=True)[1]])).sum()) * 0.25
-        if best is None or model.likelihood + prior > threshold:
-            best, threshold = model, model.likelihood + prior
+        if best is None or model.likelihood + prior > likeliest:
+            best, likeliest = model, model.likelihood + prior
     assert best is not None
     return best
 

@@ -8,11 +8,12 @@ from typing import Literal
 from tune_fusion.events import RungDecision
 from tune_fusion.space.settings import AshaSettings, rung_epochs
 from tune_fusion.tuning.asha import Asha
+from tune_fusion.tuning.scheduler import Scheduler
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-class Hyperband:
+class Hyperband(Scheduler):
     """Deals trials to brackets, each an `Asha` whose first rung lies one further up than the one before.
 
     Where early epochs mislead, a bracket that looks later finds what the first one throws away. Brackets get
@@ -27,7 +28,9 @@ class Hyperband:
             for grace in graces
         ]
         # A bracket of s rungs takes about s + 1 times its first rung for each trial.
-        costs = [grace * (len(bracket.rungs) + 1) for grace, bracket in zip(graces, self._brackets, strict=True)]
+        costs = [
+            grace * (len(bracket.rungs) + 1) for grace, bracket in zip(graces, self._brackets, strict=True)
+        ]
         shares = [1 / cost for cost in costs]
         self._ends = [sum(shares[: index + 1]) / sum(shares) for index in range(len(shares))]
 

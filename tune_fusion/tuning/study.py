@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import zlib
@@ -80,6 +81,8 @@ class Study:
             self._grid = iter(grid_parameters(space, arm))
         self._direction: Literal["maximize", "minimize"] = "maximize" if direction == "max" else "minimize"
         self._study = optuna.create_study(direction=self._direction)
+        self._reported: dict[int, int] = {}
+        """Epochs that the study was told of, by number of its trial."""
         self._seen: list[FrozenTrial] = []
         """What was known right after the newest suggestion."""
         self._ahead: Future[dict[str, Scalar]] | None = None
@@ -166,7 +169,7 @@ class Study:
 
     def _known(self) -> list[FrozenTrial]:
         """The trials that a sampler learns from, as they are now: Optuna never changes one in place."""
-        return self._study.get_trials(deepcopy=False, states=_KNOWN)
+        return [_as_known(trial) for trial in self._study.get_trials(deepcopy=False, states=_KNOWN)]
 
     def _looks_ahead(self) -> bool:
         """Whether the next suggestion is to be made from what was known right after the newest one."""
@@ -192,8 +195,7 @@ class Study:
         """
         assert isinstance(suggestion, _Sampled)
         trial = suggestion.trial
-        for index, metrics in enumerate(record.epochs):
-            trial.report(metrics.get(metric, math.nan), index + 1)
+        self.pause(suggestion, record, metric)
         if record.state is TrialState.COMPLETED and value is not None:
             self._study.tell(trial, value)
             return
@@ -203,6 +205,15 @@ class Study:
             self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def pause(self, suggestion: Suggestion, record: TrialRecord, metric: str) -> None:
+        """Tell each epoch of a trial; until it has ended it counts as pruned there."""
+        assert isinstance(suggestion, _Sampled)
+        trial = suggestion.trial
+        known = self._reported.get(trial.number, 0)
+        for index, metrics in enumerate(record.epochs[known:], known):
+            trial.report(metrics.get(metric, math.nan), index + 1)
+        self._reported[trial.number] = len(record.epochs)
 
     @property
     def optuna_trials(self) -> list[FrozenTrial]:
@@ -223,6 +234,14 @@ class Study:
     @property
     def _sign(self) -> float:
         return 1.0 if self._direction == "maximize" else -1.0
+
+
+def _as_known(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that has no end yet but has paused teaches what it has reached."""
+    if trial.state is optuna.trial.TrialState.RUNNING and trial.intermediate_values:
+        trial = copy.copy(trial)
+        trial.state = optuna.trial.TrialState.PRUNED
+    return trial
 
 
 def _frozen(parameters: Mapping[str, Scalar]) -> str:
