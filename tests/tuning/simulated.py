@@ -182,14 +182,20 @@ def state(engine):
         "status": chronicle.status,
         "last": chronicle.last,
         "arms": [
-            (a.name, a.exhausted, a.started, a.running, a.epochs, a.duplicates, a.asha.values)
+            (
+                *(a.name, a.exhausted, a.started, a.running, a.epochs, a.best, a.improved, a.duplicates),
+                a.asha.values,
+            )
             for a in engine.arms
         ],
         "studies": [asked_and_told(arm.study) for arm in engine.arms],
         "asked": [arm.study._asked for arm in engine.arms],
         "known": {key: trial.number for key, trial in engine._known.items()},
         "live": [
-            (number, live.arm.name, live.suggestion.trial.number, live.suggestion.configuration, live.key)
+            (
+                *(number, live.arm.name, live.paused, live.to_end, live.key),
+                *(live.suggestion.trial.number, live.suggestion.configuration),
+            )
             for number, live in engine._live.items()
         ],
         "finished": engine.finished,

@@ -44,6 +44,22 @@ SPACES = {
         SPACE, training__epochs=3, search__trials=30, search__metric="val_loss", search__control_share=0
     ),
     "random": make_space(SPACE, search__sampler="random", search__retries=0, search__trials=14),
+    "promotion": make_space(
+        SPACE,
+        training__epochs=4,
+        asha__reduction_factor=2,
+        asha__compare="val_loss",
+        search__sampler="gp",
+        search__scheduler="promotion",
+        search__defaults="judged",
+        search__trials=24,
+    ),
+    "hyperband": make_space(
+        SPACE, training__epochs=9, search__scheduler="hyperband", search__sampler="random"
+    ),
+    "curves": make_space(
+        SPACE, training__epochs=4, search__scheduler="curves", search__defaults="none", search__stop="auto"
+    ),
     "tpe, few points": make_space(FINITE, search__sampler="tpe", search__trials=20),
     "grid with controls": make_space(
         FINITE.replace("  optimizers:", "  controls: [adam, sgd]\n  optimizers:"), search__trials=30

@@ -111,7 +111,7 @@ class AshaSettings(Section):
     grace_epochs: Positive = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     compare: Literal["metric", "val_loss"] = "metric"
-    """What trials are compared by at a rung: `search.metric`, or the validation loss, which after a few epochs
+    """What trials are compared by at a rung: `search.metric`, or the validation loss, which after few epochs
     says more of what a trial will become. What a search returns is the best by `search.metric` either way."""
 
 

@@ -257,17 +257,17 @@ class Engine:
     def _last_promoted(self) -> TrialRecord | None:
         """Where nothing new starts: a paused trial that trains on all the same; None: there is no such.
 
-        Rungs promote on. Then, when nothing runs, the best of each arm trains to its end, if it has not yet,
-        and the others are given up.
+        Rungs promote on. Then, when none of an arm's trials runs any more, its best trains to the end, if it
+        has not yet, and the others are given up.
         """
         for arm in self.arms:
             number = arm.asha.promote(self._paused(arm))
             if number is not None:
                 return self._promote(number)
-        if self.running:
-            return None
         for arm in self.arms:
             paused = self._paused(arm)
+            if any(live.arm is arm and not live.paused for live in self._live.values()):
+                continue
             best = self.record.best(arm=arm.name)
             if best is not None and best.number in paused:
                 return self._promote(best.number, to_end=True)
@@ -521,6 +521,10 @@ class Engine:
     def is_open(self, number: int) -> bool:
         """True for a trial that has not ended."""
         return number in self._live
+
+    def is_paused(self, number: int) -> bool:
+        """True for a trial that waits at a rung."""
+        return number in self._live and self._live[number].paused
 
     def knows(self, key: str) -> bool:
         """True where a configuration that is the same in effect was tried, or is."""

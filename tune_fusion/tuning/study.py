@@ -195,11 +195,12 @@ class Study:
         """
         assert isinstance(suggestion, _Sampled)
         trial = suggestion.trial
-        self.pause(suggestion, record, metric)
         if record.state is TrialState.COMPLETED and value is not None:
+            self.pause(suggestion, record, metric)
             self._study.tell(trial, value)
             return
         if record.state in (TrialState.STOPPED, TrialState.DIVERGED) or record.infeasible:
+            self.pause(suggestion, record, metric)
             if record.state is not TrialState.STOPPED:
                 trial.set_constraint("loss is finite, model fits", 1.0)
             self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
