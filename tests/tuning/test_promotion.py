@@ -4,7 +4,7 @@ from simulated import SPACE, healthy, make_engine, make_space, metrics, recorded
 from tune_fusion.events import Chronicle, GivenUp, Promoted, RungDecision
 from tune_fusion.records import TrialState
 from tune_fusion.space.settings import AshaSettings
-from tune_fusion.tuning.promotion import Promotion
+from tune_fusion.tuning.promotion import WAITING, Promotion
 
 SETTINGS = AshaSettings(grace_epochs=1, reduction_factor=3)
 PAUSING = {"search__scheduler": "promotion", "search__defaults": "none", "training__epochs": 10}
@@ -117,3 +117,17 @@ def test_promotions_are_events_and_a_trial_that_was_given_up_says_why():
                 TrialState.STOPPED,
                 f"not promoted beyond rung {len(trial.epochs)}",
             )
+
+
+def test_no_more_than_a_few_wait_at_a_rung_the_best_of_them():
+    rule = Promotion(SETTINGS, 10, "max")
+    reach(rule, 1, {trial: trial / 100 for trial in range(20)})
+    reach(rule, 3, {18: 0.9, 19: 0.8})
+    assert rule.surplus(range(20)) == list(reversed(range(18 - WAITING)))
+    engine = make_engine(search__control_share=0, **PAUSING)
+    for number in range(40):
+        trial = engine.suggest()
+        while engine.report(trial.number, metrics(0.5 - number / 1000)):
+            pass
+        assert sum(engine.is_paused(other.number) for other in engine.record.trials) <= 3 * WAITING
+    assert engine.record.trials[WAITING + 1].state is TrialState.STOPPED

@@ -65,10 +65,10 @@ def judge(
     """Replay a contender with each of the seeds, for `budget` epochs each; on so many processes."""
     jobs = [(path, contender, slots, budget, seed) for seed in seeds]
     if workers == 1:
-        traces = [_run(*job) for job in jobs]
+        traces = [search(*job) for job in jobs]
     else:
         with ProcessPoolExecutor(workers) as pool:
-            traces = list(pool.map(_run, *zip(*jobs, strict=True), chunksize=4))
+            traces = list(pool.map(search, *zip(*jobs, strict=True), chunksize=4))
     return verdict(table_of(path), traces, budget)
 
 
@@ -91,5 +91,6 @@ def table_of(path: Path) -> Table:
     return Table.load(path, VOCABULARY)
 
 
-def _run(path: Path, contender: Contender, slots: int, budget: int, seed: int) -> Trace:
+def search(path: Path, contender: Contender, slots: int, budget: int, seed: int) -> Trace:
+    """One search of a table's file, in any process."""
     return contender.run(table_of(path), VOCABULARY, slots, budget, seed)

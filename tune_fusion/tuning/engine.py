@@ -214,7 +214,10 @@ class Engine:
             reason=reason,
         )
         self._happen(event)
-        return ends is None and not self._live[number].paused
+        if not self.is_paused(number):
+            return ends is None
+        self._give_up_surplus(number)
+        return False
 
     def set_aside(self, number: int) -> None:
         """No worker trains the trial any more, without any fault of it: it goes on when it is resumed."""
@@ -249,6 +252,17 @@ class Engine:
             return []
         return [number for number, live in self._live.items() if live.paused and live.arm is arm]
 
+    def _give_up_surplus(self, number: int) -> None:
+        """End what waits in vain in the arm of a trial that has just paused."""
+        arm = self._live[number].arm
+        if arm is not None:
+            for other in arm.asha.surplus(self._paused(arm)):
+                self._give_up(other)
+
+    def _give_up(self, number: int) -> None:
+        epoch = len(self.record.trials[number].epochs)
+        self._happen(GivenUp(trial=number, reason=f"not promoted beyond rung {epoch}"))
+
     def _promote(self, number: int, *, to_end: bool = False) -> TrialRecord:
         """Let a paused trial train on."""
         self._happen(Promoted(trial=number, to_end=to_end))
@@ -272,8 +286,7 @@ class Engine:
             if best is not None and best.number in paused:
                 return self._promote(best.number, to_end=True)
             for number in paused:
-                epoch = len(self.record.trials[number].epochs)
-                self._happen(GivenUp(trial=number, reason=f"not promoted beyond rung {epoch}"))
+                self._give_up(number)
         return None
 
     def _hand_out(self, number: int) -> TrialRecord:

@@ -9,6 +9,9 @@ from tune_fusion.events import RungDecision
 from tune_fusion.space.settings import AshaSettings, rung_epochs
 from tune_fusion.tuning.scheduler import Scheduler
 
+WAITING = 6
+"""The most trials of an arm that wait at one rung. One of reduction_factor is promoted, the best first."""
+
 
 class Promotion(Scheduler):
     """Pauses every trial at every rung; of the n trials a rung has seen the best n // reduction_factor go on.
@@ -60,6 +63,17 @@ class Promotion(Scheduler):
                         return trial
             beyond |= values.keys()
         return None
+
+    def surplus(self, paused: Collection[int]) -> list[int]:
+        """All but the best `WAITING` that pause at each rung: each of them keeps a checkpoint on the disk."""
+        beyond: set[int] = set()
+        found: list[int] = []
+        for epoch in reversed(self.rungs):
+            values = self._values[epoch]
+            here = [trial for trial in values if trial in paused and trial not in beyond]
+            found += sorted(here, key=lambda trial: -values[trial])[WAITING:]
+            beyond |= values.keys()
+        return found
 
     @property
     def open_rungs(self) -> tuple[int, ...]:

@@ -34,3 +34,7 @@ class Scheduler(Protocol):
     def promote(self, paused: Collection[int]) -> int | None:
         """Which of the paused trials is to train on now; changes nothing. None: none of them."""
         return None
+
+    def surplus(self, paused: Collection[int]) -> list[int]:
+        """Those of the paused trials that wait in vain, as others will always come first; changes nothing."""
+        return []
