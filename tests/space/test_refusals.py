@@ -24,14 +24,17 @@ from tune_fusion.space.loading import parse_space
             "--set search.metric: needs one of val_accuracy, val_macro_f1, val_loss, got 'val_acc'; "
             "did you mean 'val_accuracy'?",
         ),
-        ("search.sampler=foo", "--set search.sampler: needs one of tpe, random, grid, got 'foo'"),
+        ("search.sampler=foo", "--set search.sampler: needs one of tpe, gp, random, grid, got 'foo'"),
         ("search.seed=-1", "--set search.seed: needs a whole number >= 0 and < 4294967296, got -1"),
         (
             "training.schedule={choice: [cosine, constnt]}",
             "--set training.schedule: needs one of constant, cosine, step, got 'constnt' "
             "in {choice: ['cosine', 'constnt']}; did you mean 'constant'?",
         ),
-        ("search.scheduler=3", "--set search.scheduler: needs one of asha, none, got 3"),
+        (
+            "search.scheduler=3",
+            "--set search.scheduler: needs one of asha, promotion, hyperband, curves, none, got 3",
+        ),
         ("data.name=digit", "--set data.name: unknown data set 'digit'; did you mean 'digits'?"),
         ("data.name='folder:'", "--set data.name: folder: needs a path behind it, such as folder:my/images"),
         ("data.name=3", "--set data.name: needs text, got 3"),

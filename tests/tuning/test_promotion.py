@@ -130,4 +130,4 @@ def test_no_more_than_a_few_wait_at_a_rung_the_best_of_them():
         while engine.report(trial.number, metrics(0.5 - number / 1000)):
             pass
         assert sum(engine.is_paused(other.number) for other in engine.record.trials) <= 3 * WAITING
-    assert engine.record.trials[WAITING + 1].state is TrialState.STOPPED
+    assert TrialState.STOPPED in {trial.state for trial in engine.record.trials}

@@ -44,6 +44,12 @@ SPACES = {
         SPACE, training__epochs=3, search__trials=30, search__metric="val_loss", search__control_share=0
     ),
     "random": make_space(SPACE, search__sampler="random", search__retries=0, search__trials=14),
+    "tpe, few points": make_space(FINITE, search__sampler="tpe", search__trials=20),
+    "grid with controls": make_space(
+        FINITE.replace("  optimizers:", "  controls: [adam, sgd]\n  optimizers:"), search__trials=30
+    ),
+    "small grid": make_space(FINITE, search__trials=8),
+    "packed": make_space(SPACE, training__epochs=3, search__trials=30, resources__pack="auto"),
     "promotion": make_space(
         SPACE,
         training__epochs=4,
@@ -60,12 +66,6 @@ SPACES = {
     "curves": make_space(
         SPACE, training__epochs=4, search__scheduler="curves", search__defaults="none", search__stop="auto"
     ),
-    "tpe, few points": make_space(FINITE, search__sampler="tpe", search__trials=20),
-    "grid with controls": make_space(
-        FINITE.replace("  optimizers:", "  controls: [adam, sgd]\n  optimizers:"), search__trials=30
-    ),
-    "small grid": make_space(FINITE, search__trials=8),
-    "packed": make_space(SPACE, training__epochs=3, search__trials=30, resources__pack="auto"),
 }
 # Few values, so that trials tie, and any value.
 VALUES = st.sampled_from([0.0, 0.25, 0.5]) | st.floats(0, 1)
