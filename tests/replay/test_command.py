@@ -3,6 +3,10 @@ from made_tables import make_table, write_table
 
 from tune_fusion.errors import InputError
 from tune_fusion.replay.__main__ import main
+from tune_fusion.replay.contenders import Contender
+from tune_fusion.replay.judge import judge
+
+SEARCH = {"sampler": "random", "scheduler": "promotion", "defaults": "none"}
 
 
 @pytest.fixture
@@ -14,11 +18,13 @@ def table(tmp_path):
 
 
 def test_a_contender_is_judged_on_a_table(table, capsys):
-    words = ["--sampler", "random", "--scheduler", "promotion", "--defaults", "none", "--slots", "2"]
+    words = [word for name, value in SEARCH.items() for word in (f"--{name}", value)] + ["--slots", "2"]
     assert main(["--table", str(table), *words, "--seeds", "5", "--epochs", "200", "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "30 configurations, 120 epochs; best val_accuracy 0.8700; noise 0.00" in out
-    assert "0.0000 after 200 epochs (mean)" in out
+    found = judge(table, Contender("", SEARCH, {"compare": "val_loss"}), 2, range(5), 200)
+    assert f"goal       median {found.quartiles()[1]:.0f} epochs" in out
+    assert f"{found.mean_regret(200):.4f} after 200 epochs (mean)" in out
     assert "spent      median 200 epochs in " in out
 
 
