@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: audit bench search test test-chaos test-slow install clean
+.PHONY: audit bench bench-search search test test-chaos test-slow install clean
 
 install: .venv/.installed
 
@@ -35,6 +35,10 @@ bench: install
 	for name in $(BENCHMARKS); do \
 	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
 	done
+
+# Nothing is trained: searches of the recorded tables in benchmarks/data, in minutes.
+bench-search: install
+	$(BIN)/python benchmarks/search.py --json benchmarks/results/search.json
 
 # By itself pip-audit is content where it could ask about nothing: --strict wants an answer for every pin.
 audit: install
