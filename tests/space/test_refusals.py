@@ -24,7 +24,7 @@ from tune_fusion.space.loading import parse_space
             "--set search.metric: needs one of val_accuracy, val_macro_f1, val_loss, got 'val_acc'; "
             "did you mean 'val_accuracy'?",
         ),
-        ("search.sampler=foo", "--set search.sampler: needs one of tpe, gp, random, grid, got 'foo'"),
+        ("search.sampler=foo", "--set search.sampler: needs one of tpe, random, grid, got 'foo'"),
         ("search.seed=-1", "--set search.seed: needs a whole number >= 0 and < 4294967296, got -1"),
         (
             "training.schedule={choice: [cosine, constnt]}",

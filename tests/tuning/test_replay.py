@@ -55,7 +55,6 @@ SPACES = {
         training__epochs=4,
         asha__reduction_factor=2,
         asha__compare="val_loss",
-        search__sampler="gp",
         search__scheduler="promotion",
         search__defaults="judged",
         search__trials=24,

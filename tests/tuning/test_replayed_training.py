@@ -72,7 +72,7 @@ def runs(layers):
             "search.defaults=judged",
             "asha.compare=val_loss",
         ),
-        ("search.sampler=gp", "search.scheduler=promotion", "search.defaults=none"),
+        ("search.sampler=random", "search.scheduler=promotion", "search.defaults=none"),
         ("search.sampler=random", "search.scheduler=hyperband"),
         ("search.sampler=random", "search.scheduler=curves", "search.stop=auto"),
     ],

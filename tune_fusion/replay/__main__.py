@@ -54,7 +54,9 @@ def _parser() -> commands.Parser:
     parser.add_argument(
         "--table", type=Path, required=True, metavar="FILE", help="benchmarks/data/*.jsonl.gz"
     )
-    parser.add_argument("--sampler", default="tpe", metavar="NAME", help="search.sampler (%(default)s)")
+    parser.add_argument(
+        "--sampler", default="tpe", metavar="NAME", help="search.sampler, or gp (%(default)s)"
+    )
     parser.add_argument(
         "--scheduler",
         default="promotion",
@@ -89,8 +91,7 @@ def _known(name: str, value: str, settings: type[BaseModel]) -> str:
     from tune_fusion.replay.contenders import REPLAY_ONLY
 
     words = [*get_args(settings.model_fields[name].annotation)]
-    if name == "scheduler":
-        words += REPLAY_ONLY
+    words += REPLAY_ONLY.get(name, ())
     if value not in words:
         raise InputError(f"--{name} {value}: {suggest(value, words)}")
     return value

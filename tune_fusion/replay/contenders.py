@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune_fusion.records import TrialRecord, TrialState
+from tune_fusion.replay.gp import ModelStudy
 from tune_fusion.replay.pausing import AllThenBest, Pasha
 from tune_fusion.replay.simulation import Trace, replay
 from tune_fusion.replay.table import Table
@@ -26,8 +27,8 @@ _OTHERS: dict[str, Callable[[SearchSpace, int], Any]] = {
     "one-then-best": lambda space, epochs: AllThenBest(1, 20, 2, space.rung_direction),
     "three-then-best": lambda space, epochs: AllThenBest(3, 20, 2, space.rung_direction),
 }
-REPLAY_ONLY = tuple(_OTHERS)
-"""Schedulers that no real search has: they pause trials."""
+REPLAY_ONLY = {"scheduler": tuple(_OTHERS), "sampler": ("gp",)}
+"""What no real search has, by the setting that names it."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class Contender:
     def run(self, table: Table, vocabulary: Vocabulary, slots: int, budget: int, seed: int) -> Trace:
         """Search the table once."""
         scheduler = self.search.get("scheduler", table.space.search.scheduler)
+        model = self.search.get("sampler") == "gp"
         other = _OTHERS.get(scheduler)
         search = {**self.search, "seed": seed} | ({"scheduler": "none"} if other else {})
+        search |= {"sampler": "random"} if model else {}
         space = replace(
             table.space,
             search=table.space.search.model_copy(update=search),
@@ -58,6 +61,8 @@ class Contender:
         def make(space: SearchSpace) -> Sequence[SearchArm]:
             arms = make_arms(space)
             for arm in arms:
+                if model:
+                    arm.study = ModelStudy(space, arm.name, space.direction)
                 if self.habit:
                     arm.study = RaysHabit(space, arm.name, space.direction)
                 if self.papers and arm.name == "fusion":

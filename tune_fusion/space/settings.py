@@ -90,7 +90,7 @@ class SearchSettings(Section):
     """Trials of the whole search, controls included."""
     control_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Part of the training epochs that goes to the single-optimizer controls."""
-    sampler: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["asha", "promotion", "hyperband", "curves", "none"] = "asha"
     defaults: Literal["trained", "judged", "none"] = "trained"
     """The untuned defaults come first: trained to the last epoch, judged at the rungs like every other trial,

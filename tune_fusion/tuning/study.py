@@ -19,7 +19,6 @@ from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.domain import same_value
 from tune_fusion.space.sampling import Arm, Scalar, default_parameters, draw, grid_parameters
 from tune_fusion.space.schema import SearchSpace
-from tune_fusion.tuning.gp import propose
 from tune_fusion.tuning.tpe import TpeSampler, ended
 
 _KNOWN = (
@@ -108,8 +107,6 @@ class Study:
             answers = self._next_point()
             if answers is None:
                 return None
-        elif self._space.search.sampler == "gp":
-            answers = propose(self._space, self._arm, self._known(), self._seed(), self._sign)
         elif ahead and self._looks_ahead():
             answers = (self._ahead or self._begin()).result()
         suggestion = self._ask(answers, origin)
@@ -223,18 +220,10 @@ class Study:
 
     def _sampler(self, known: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
         """What draws the next suggestion."""
-        seed = self._seed()
+        seed = zlib.crc32(f"{self._space.search.seed}/{self._arm}/{self._asked}".encode())
         if self._space.search.sampler != "tpe":
             return optuna.samplers.RandomSampler(seed=seed)
         return TpeSampler(known, seed)
-
-    def _seed(self) -> int:
-        """Of what is drawn next."""
-        return zlib.crc32(f"{self._space.search.seed}/{self._arm}/{self._asked}".encode())
-
-    @property
-    def _sign(self) -> float:
-        return 1.0 if self._direction == "maximize" else -1.0
 
 
 def _as_known(trial: FrozenTrial) -> FrozenTrial:
