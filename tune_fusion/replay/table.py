@@ -142,7 +142,8 @@ class Table:
         first = {_identity(run): self.value(run) for run in self.runs}
         found = [(first[_identity(run)], self.value(run)) for run in self._others if _identity(run) in first]
         pairs = np.array(found).reshape(-1, 2)
-        return pairs[np.isfinite(pairs).all(1)]
+        finite: NDArray[np.float64] = pairs[np.isfinite(pairs).all(1)]
+        return finite
 
     def neighbour_errors(self) -> NDArray[np.float64]:
         """For each run that did not diverge: its nearest neighbour's value less its own."""
@@ -152,7 +153,8 @@ class Table:
                 other = self.nearest(run.arm, run.configuration, but=run)
                 errors.append(self.value(other) - self.value(run))
         found = np.array(errors)
-        return found[np.isfinite(found)]
+        finite: NDArray[np.float64] = found[np.isfinite(found)]
+        return finite
 
     def _point(self, configuration: Mapping[str, Any]) -> NDArray[np.float64]:
         """The coordinates of a configuration among those with the same optimizers."""
