@@ -24,8 +24,8 @@ space:
     adam: {lr: {log: [1e-4, 1e-2]}}
     sgd: {lr: {log: [1e-2, 1]}}
   controls: [adam, sgd]
-search: {trials: 40, sampler: random}
-asha: {reduction_factor: 2}
+search: {trials: 40, sampler: random, scheduler: asha, defaults: trained}
+asha: {reduction_factor: 2, compare: metric}
 """
 
 

@@ -29,8 +29,8 @@ space:
     adam: {lr: {choice: [1e-3, 1e-2]}}
     hn_adam_root: {lr: {choice: [1e-3, 1e-2]}}
     sgd: {lr: {choice: [1e-2, 1e-1]}}
-search: {trials: 12}
-asha: {reduction_factor: 2}
+search: {trials: 12, scheduler: asha, defaults: trained}
+asha: {reduction_factor: 2, compare: metric}
 """
 
 
