@@ -50,7 +50,6 @@ CONTENDERS = [
     contender("TPE + ASHA, stopped trials told as pruned", "tpe", "asha"),
     contender("TPE + ASHA, told as complete (Ray's habit)", "tpe", "asha", habit=True),
     contender(BEFORE, "tpe", "asha", "trained"),
-    contender("the papers' pairs first, then TPE + ASHA", "tpe", "asha", "trained", papers=True),
     contender("TPE + ASHA by loss", "tpe", "asha", **LOSS),
     contender("TPE + Hyperband by loss", "tpe", "hyperband", **LOSS),
     contender("TPE + learning curves", "tpe", "curves"),
@@ -67,14 +66,19 @@ CONTENDERS = [
         **LOSS,
     ),
     contender("TPE + promotion by loss, of 4 one", "tpe", "promotion", "judged", reduction_factor=4, **LOSS),
+    contender(
+        "TPE + promotion by loss, of 15 one", "tpe", "promotion", "judged", reduction_factor=15, **LOSS
+    ),
     contender("TPE + promotion by loss, grace 2", "tpe", "promotion", "judged", grace_epochs=2, **LOSS),
     contender("Gaussian process + promotion by loss", "gp", "promotion", "judged", **LOSS),
     contender("TPE + PASHA by loss", "tpe", "pasha", **LOSS),
     contender("TPE, one epoch for all, then the best", "tpe", "one-then-best", **LOSS),
-    contender("TPE, three epochs for all, then the best", "tpe", "three-then-best", **LOSS),
     contender(STOPPING, "tpe", "promotion", "judged", stop="auto", **LOSS),
 ]
-CHECKED = ["random", "random + ASHA", "TPE + ASHA, stopped trials told as pruned", BEFORE, CHOSEN, STOPPING]
+CHECKED = [
+    *("random", "random + ASHA", "TPE + ASHA, stopped trials told as pruned", BEFORE, CHOSEN, STOPPING),
+    "TPE + promotion by loss, of 15 one",
+]
 """Contenders that also search the second table."""
 DRAWN = ["random", "random + ASHA", BEFORE, CHOSEN]
 
@@ -103,6 +107,7 @@ def replays(seeds, workers):
         for (table, slots, one), futures in running:
             traces = [future.result() for future in futures]
             found[table, slots, one.name] = verdict(table_of(path_of(table)), traces, BUDGET)
+            print(f"{table}, {slots} at once: {hits(found[table, slots, one.name])}  {one.name}", flush=True)
     return found
 
 
