@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: audit bench bench-gpu search test test-chaos test-slow install clean
+.PHONY: audit bench bench-gpu bench-search search test test-chaos test-slow install clean
 
 install: .venv/.installed
 
@@ -39,6 +39,10 @@ bench: install
 # On a machine with a GPU; elsewhere it says that there is none.
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
+
+# Nothing is trained: searches of the recorded tables in benchmarks/data, in minutes.
+bench-search: install
+	$(BIN)/python benchmarks/search.py --json benchmarks/results/search.json
 
 # By itself pip-audit is content where it could ask about nothing: --strict wants an answer for every pin.
 audit: install

@@ -188,6 +188,22 @@ class Crowded(_Event):
     """How many trials may run at once now."""
 
 
+class Promoted(_Event):
+    """A trial that paused at a rung trains on; to its last epoch, if `to_end`."""
+
+    event: Literal["promoted"] = "promoted"
+    trial: int
+    to_end: bool = False
+
+
+class GivenUp(_Event):
+    """A trial that paused at a rung will not train on."""
+
+    event: Literal["given up"] = "given up"
+    trial: int
+    reason: str
+
+
 class ArmExhausted(_Event):
     """An arm has nothing new to suggest."""
 
@@ -230,6 +246,8 @@ Event = Annotated[
     | WorkerLost
     | Failed
     | Crowded
+    | Promoted
+    | GivenUp
     | ArmExhausted
     | Noted
     | Logged
@@ -301,10 +319,11 @@ class Chronicle:
                 trial.losses += 1
                 if event.ends:
                     self._end(trial, TrialState.FAILED, event.reason, event.at)
-            case Failed():
+            case Failed() | GivenUp():
                 trial = record.trials[event.trial]
-                trial.infeasible = event.infeasible
-                self._end(trial, TrialState.FAILED, event.reason, event.at)
+                failed = isinstance(event, Failed)
+                trial.infeasible = isinstance(event, Failed) and event.infeasible
+                self._end(trial, TrialState.FAILED if failed else TrialState.STOPPED, event.reason, event.at)
             case Crowded():
                 earlier = [note for note in record.notes if not note.startswith(_CROWDED)]
                 record.notes = [*earlier, f"{_CROWDED}no more than {event.most} at once since then"]

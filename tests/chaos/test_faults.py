@@ -9,7 +9,7 @@ import signal
 
 import pytest
 from evidence import check_mlflow, check_order, check_same, decided, decisions, files, lines, lines_so_far
-from running import QUICK, trial_workers, wait_for_end, wait_until
+from running import ASHA, QUICK, trial_workers, wait_for_end, wait_until
 from small_disk import fill, small_disk
 
 pytestmark = pytest.mark.chaos
@@ -19,7 +19,7 @@ KILLS = 10
 STARTING = 3
 """How many of the kills hit a worker that starts; the others hit one that trains."""
 SEARCH = [
-    *("--space", "digits", "--trials", TRIALS, "--epochs", 3, *QUICK, "--concurrent", 1),
+    *("--space", "digits", "--trials", TRIALS, "--epochs", 3, *QUICK, *ASHA, "--concurrent", 1),
     *("--set", f"search.retries={KILLS}"),
 ]
 
@@ -77,7 +77,7 @@ def test_ten_killed_workers_change_nothing(undisturbed, searches, tmp_path):
 
 def test_a_trial_whose_workers_all_die_fails_alone(searches, tmp_path):
     folder = tmp_path / "runs" / "unlucky"
-    options = ["--space", "digits", "--trials", 5, "--epochs", 2, *QUICK, "--concurrent", 1]
+    options = ["--space", "digits", "--trials", 5, "--epochs", 2, *QUICK, *ASHA, "--concurrent", 1]
     process = searches.start(tmp_path, *options, "--name", "unlucky", "--set", "search.retries=1")
     for count in range(2):
         # Before it has read the data: no later trial can be meant.

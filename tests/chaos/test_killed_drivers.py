@@ -22,6 +22,7 @@ from evidence import (
     lines_so_far,
 )
 from running import (
+    ASHA,
     QUICK,
     descendants,
     kill,
@@ -36,7 +37,7 @@ from running import (
 pytestmark = pytest.mark.chaos
 
 TRIALS = 24
-SEARCH = ["--space", "digits", "--trials", TRIALS, "--set", "data.limit=300"]
+SEARCH = ["--space", "digits", "--trials", TRIALS, "--set", "data.limit=300", *ASHA]
 # Epochs of about a tenth of a second.
 SEARCH += ["--set", "training.batch_size=16"]
 KILLS = 20
@@ -230,7 +231,7 @@ def test_a_journal_that_lost_its_end_is_completed_to_the_same(undisturbed, searc
 
 
 def test_one_driver_a_search(searches, tmp_path):
-    quick = ["--space", "digits", "--epochs", 4, *QUICK, "--concurrent", 1]
+    quick = ["--space", "digits", "--epochs", 4, *QUICK, *ASHA, "--concurrent", 1]
     first = searches.start(tmp_path, *quick, "--name", "held", "--trials", 400)
     folder = tmp_path / "runs" / "held"
     wait_until(lambda: decided(folder) >= 1, PATIENCE, first)

@@ -7,14 +7,14 @@ import sqlite3
 import pytest
 from evidence import check_mlflow, check_order, files, lines, lines_so_far
 from mlflow_server import Server
-from running import QUICK, chronicle, kill, wait_until
+from running import ASHA, QUICK, chronicle, kill, wait_until
 from small_disk import fill, small_disk
 
 pytestmark = pytest.mark.chaos
 
 SECRET = "k3ep.th1s-to_yourself"
 TRIALS = 24
-SEARCH = ["--space", "digits", "--epochs", 3, "--concurrent", 1]
+SEARCH = ["--space", "digits", "--epochs", 3, "--concurrent", 1, *ASHA]
 
 
 class Tracked:

@@ -31,7 +31,10 @@ from tune_fusion.space.loading import parse_space
             "--set training.schedule: needs one of constant, cosine, step, got 'constnt' "
             "in {choice: ['cosine', 'constnt']}; did you mean 'constant'?",
         ),
-        ("search.scheduler=3", "--set search.scheduler: needs one of asha, none, got 3"),
+        (
+            "search.scheduler=3",
+            "--set search.scheduler: needs one of asha, promotion, hyperband, curves, none, got 3",
+        ),
         ("data.name=digit", "--set data.name: unknown data set 'digit'; did you mean 'digits'?"),
         ("data.name='folder:'", "--set data.name: folder: needs a path behind it, such as folder:my/images"),
         ("data.name=3", "--set data.name: needs text, got 3"),

@@ -67,20 +67,21 @@ def _run(space, arms, session, seeds, folder, *, test):
             worker.setup(config, plan)
         else:
             worker.reset_config(config)
-        while True:
-            epoch = _step(worker)
-            if not engine.report(trial.number, epoch["metrics"], diverged=epoch["diverged"]):
-                break
+        while all(
+            engine.report(trial.number, epoch["metrics"], diverged=epoch["diverged"])
+            for epoch in _step(worker, known=len(trial.epochs))
+        ):
+            pass
     assert engine.finished
     engine.close("completed")
     return engine.record
 
 
-def _step(trial):
+def _step(trial, known):
+    """The new epochs; none where the step has only taken up the checkpoint of a trial that had paused."""
     result = trial.step()
     assert result["failure"] is None, result["failure"]
-    (epoch,) = result["epochs"]
-    return epoch
+    return [epoch for epoch in result["epochs"] if epoch["epoch"] > known]
 
 
 def _plan(space, seeds, folder, *, test):

@@ -27,7 +27,8 @@ space:
     adam: {lr: {log: [1e-5, 1e-1]}}
     sgd: {lr: {log: [1e-4, 1e-0]}}
   controls: [adam, sgd]
-search: {trials: 40}
+search: {trials: 40, scheduler: asha, defaults: trained}
+asha: {compare: metric}
 """
 WITHOUT_CONTROLS = SPACE.replace("  controls: [adam, sgd]\n", "")
 # Fifteen configurations that differ in effect: unequal pairs at two switch layers are 12, equal ones 3.
@@ -40,7 +41,8 @@ space:
   low: [adam, sgd]
   high: [adam, sgd]
   optimizers: {adam: {lr: {choice: [1e-3, 1e-2]}}, sgd: {lr: 0.1}}
-search: {trials: 40, sampler: grid}
+search: {trials: 40, sampler: grid, scheduler: asha}
+asha: {compare: metric}
 """
 
 
@@ -182,14 +184,20 @@ def state(engine):
         "status": chronicle.status,
         "last": chronicle.last,
         "arms": [
-            (a.name, a.exhausted, a.started, a.running, a.epochs, a.duplicates, a.asha.values)
+            (
+                *(a.name, a.exhausted, a.started, a.running, a.epochs, a.best, a.improved, a.duplicates),
+                a.asha.values,
+            )
             for a in engine.arms
         ],
         "studies": [asked_and_told(arm.study) for arm in engine.arms],
         "asked": [arm.study._asked for arm in engine.arms],
         "known": {key: trial.number for key, trial in engine._known.items()},
         "live": [
-            (number, live.arm.name, live.suggestion.trial.number, live.suggestion.configuration, live.key)
+            (
+                *(number, live.arm.name, live.paused, live.to_end, live.key),
+                *(live.suggestion.trial.number, live.suggestion.configuration),
+            )
             for number, live in engine._live.items()
         ],
         "finished": engine.finished,

@@ -61,7 +61,8 @@ space:
     adam: {lr: {choice: [0.6, 1.2]}}
     sgd: {lr: {choice: [0.3, 0.6]}}
   controls: [sgd, adam]
-search: {trials: 40}
+search: {trials: 40, scheduler: asha, defaults: trained}
+asha: {compare: metric}
 """
 NULL = """
 model: {name: tower}
@@ -75,7 +76,8 @@ space:
     adam: {lr: {log: [0.0198, 0.02]}}
     adamw: {lr: {log: [0.02, 0.0202]}, weight_decay: 0.0}
   controls: [adam, adamw]
-search: {trials: 24}
+search: {trials: 24, scheduler: asha, defaults: trained}
+asha: {compare: metric}
 """
 EVERYTHING = ("search.sampler=grid", "search.scheduler=none", "search.trials=1000")
 TOP, SEEDS, REPETITIONS = 3, 5, 20

@@ -50,6 +50,21 @@ SPACES = {
     ),
     "small grid": make_space(FINITE, search__trials=8),
     "packed": make_space(SPACE, training__epochs=3, search__trials=30, resources__pack="auto"),
+    "promotion": make_space(
+        SPACE,
+        training__epochs=4,
+        asha__reduction_factor=2,
+        asha__compare="val_loss",
+        search__scheduler="promotion",
+        search__defaults="judged",
+        search__trials=24,
+    ),
+    "hyperband": make_space(
+        SPACE, training__epochs=9, search__scheduler="hyperband", search__sampler="random"
+    ),
+    "curves": make_space(
+        SPACE, training__epochs=4, search__scheduler="curves", search__defaults="none", search__stop="auto"
+    ),
 }
 # Few values, so that trials tie, and any value.
 VALUES = st.sampled_from([0.0, 0.25, 0.5]) | st.floats(0, 1)

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from simulated import make_space
 from small_disk import small_disk
 from torch import nn
 
@@ -10,7 +11,8 @@ from tune_fusion.optim.registry import OPTIMIZERS, get
 from tune_fusion.runs import RunFolder
 from tune_fusion.space.settings import DataSettings, ModelSettings
 from tune_fusion.training.workbench import Workbench
-from tune_fusion.tuning.room import check_room, needed_bytes, no_room
+from tune_fusion.tuning.promotion import WAITING
+from tune_fusion.tuning.room import check_room, needed_bytes, no_room, with_files
 
 MEGABYTE = 2**20
 
@@ -84,3 +86,13 @@ def test_an_error_without_a_reason_of_the_system_is_shown_as_it_is(bench, tmp_pa
     assert no_room(OSError("the disk is gone"), tmp_path, bench, 1).startswith(
         f"{tmp_path}: the disk is gone;"
     )
+
+
+def test_trials_that_wait_at_a_rung_need_room_too():
+    space = make_space(training__epochs=9)
+    assert with_files(space, 3) == 3
+    waiting = make_space(training__epochs=9, search__scheduler="promotion")
+    # Two arms with rungs after 1 and 3 epochs; a search of 40 trials has no more than those.
+    assert with_files(waiting, 3) == 3 + 2 * 2 * WAITING
+    assert with_files(waiting, 20) == 40
+    assert with_files(waiting, 64) == 64

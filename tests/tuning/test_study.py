@@ -117,7 +117,7 @@ def test_a_completed_trial_is_told_with_its_best_value():
     study.tell(suggestion, make_trial(0, [0.25, 0.75, 0.5]), 0.75, "val_accuracy")
     (told,) = study.optuna_trials
     assert (told.state, told.value) == (TOLD.COMPLETE, 0.75)
-    assert told.intermediate_values == {}
+    assert told.intermediate_values == {1: 0.25, 2: 0.75, 3: 0.5}
 
 
 def test_a_stopped_trial_is_told_as_pruned_with_every_epoch():

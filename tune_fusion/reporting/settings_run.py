@@ -12,8 +12,8 @@ from tune_fusion.space.settings import AshaSettings, rung_epochs
 
 
 def rungs(record: SearchRecord, session: Session) -> tuple[int, ...]:
-    """The epochs at which ASHA compares trials, ascending; none where it is off or no trial has started."""
-    if _section(session, "search").get("scheduler", "asha") != "asha":
+    """The epochs at which trials are compared, ascending; none where nothing is or no trial has started."""
+    if _section(session, "search").get("scheduler", "asha") not in ("asha", "promotion", "hyperband"):
         return ()
     settings = AshaSettings(**_section(session, "asha"))
     last = max((trial.max_epochs for trial in record.trials), default=0)

@@ -61,6 +61,16 @@ class SearchSpace:
         return METRICS[self.search.metric]
 
     @property
+    def rung_metric(self) -> str:
+        """What rungs compare trials by."""
+        return self.search.metric if self.asha.compare == "metric" else self.asha.compare
+
+    @property
+    def rung_direction(self) -> Literal["max", "min"]:
+        """Whether that is to grow or to shrink."""
+        return METRICS[self.rung_metric]
+
+    @property
     def single(self) -> bool:
         """True where one optimizer trains every layer: no switch layer and no high optimizer."""
         return self.switch_layer == Constant(ALL)

@@ -91,7 +91,12 @@ class SearchSettings(Section):
     control_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Part of the training epochs that goes to the single-optimizer controls."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    scheduler: Literal["asha", "promotion", "hyperband", "curves", "none"] = "promotion"
+    defaults: Literal["trained", "judged", "none"] = "judged"
+    """The untuned defaults come first: trained to the last epoch, judged at the rungs like every other trial,
+    or not at all."""
+    stop: Literal["never", "auto"] = "never"
+    """``auto``: no trial starts any more once the search has become unlikely to find anything better."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     retries: Annotated[int, Field(ge=0, strict=True)] = 2
     """How often a trial whose worker was lost (killed, crashed, hung) is tried again from its checkpoint."""
@@ -105,6 +110,9 @@ class AshaSettings(Section):
 
     grace_epochs: Positive = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
+    compare: Literal["metric", "val_loss"] = "val_loss"
+    """What trials are compared by at a rung: `search.metric`, or the validation loss, which after few epochs
+    says more of what a trial will become. What a search returns is the best by `search.metric` either way."""
 
 
 def rung_epochs(settings: AshaSettings, max_epochs: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -12,6 +13,10 @@ from tune_fusion.space.domain import largest
 from tune_fusion.space.sampling import Arm, Scalar
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.tuning.asha import Asha
+from tune_fusion.tuning.curves import Curves
+from tune_fusion.tuning.hyperband import Hyperband
+from tune_fusion.tuning.promotion import Promotion
+from tune_fusion.tuning.scheduler import Scheduler
 from tune_fusion.tuning.study import Study, Suggestion
 
 
@@ -42,6 +47,9 @@ class Suggester(Protocol):
     def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
         """How the trial of a suggestion ended; `value` is its best."""
 
+    def pause(self, suggestion: Suggestion, record: TrialRecord, metric: str) -> None:
+        """What the trial of a suggestion has reached so far; it may train on later."""
+
 
 @dataclass
 class SearchArm:
@@ -49,18 +57,28 @@ class SearchArm:
 
     name: Arm
     study: Suggester
-    asha: Asha
+    asha: Scheduler
     share: float = 1.0
     """In (0, 1]; the shares of a search's arms sum to 1."""
     started: int = 0
     running: int = 0
-    """Trials without an end."""
+    """Trials without an end, but for those that pause."""
     epochs: int = 0
     """Epochs that its trials have trained."""
+    best: float = -math.inf
+    """The best value that an epoch of its trials had; the larger, the better."""
+    improved: int = 0
+    """`epochs` when that was."""
     duplicates: int = 0
     """Suggestions in a row that were tried before."""
     exhausted: bool = False
     """True when it has nothing new to suggest."""
+
+    def took_epoch(self, value: float) -> None:
+        """Count an epoch of one of its trials; `value` is NaN where it diverged."""
+        self.epochs += 1
+        if value > self.best:
+            self.best, self.improved = value, self.epochs
 
     @property
     def open(self) -> bool:
@@ -88,9 +106,22 @@ def make_arms(space: SearchSpace) -> list[SearchArm]:
         SearchArm(
             name,
             Study(space, name, direction),
-            Asha(space.asha, epochs, direction, enabled=space.search.scheduler == "asha"),
+            make_scheduler(space, epochs),
             share,
         )
         for name, share in shares
         if share > 0
     ]
+
+
+def make_scheduler(space: SearchSpace, epochs: int) -> Scheduler:
+    """What says which trials of an arm train on; `epochs` are those of a trial that is never stopped."""
+    match space.search.scheduler:
+        case "promotion":
+            return Promotion(space.asha, epochs, space.rung_direction)
+        case "hyperband":
+            return Hyperband(space.asha, epochs, space.rung_direction)
+        case "curves":
+            return Curves(space.asha, epochs, space.rung_direction)
+        case "asha" | "none" as name:
+            return Asha(space.asha, epochs, space.rung_direction, enabled=name == "asha")

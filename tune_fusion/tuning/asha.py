@@ -6,9 +6,10 @@ from typing import Literal
 
 from tune_fusion.events import RungDecision
 from tune_fusion.space.settings import AshaSettings, rung_epochs
+from tune_fusion.tuning.scheduler import Scheduler
 
 
-class Asha:
+class Asha(Scheduler):
     """Decides at each rung whether a trial goes on; needs nothing but the values it is told.
 
     A trial goes on when its value is among the best n // reduction_factor (at least one) of the n values the

@@ -85,7 +85,7 @@ def _reached(checked: Checked, arm: SearchArm) -> list[tuple[int, float]]:
     space = checked.space
     epochs = int(largest(space.training["epochs"]))
     trials = space.search.trials * arm.share  # as many as that, if both arms stop trials equally early
-    if space.search.scheduler == "asha":
+    if space.search.scheduler in ("asha", "promotion"):
         return expected_trials(space.asha, epochs, trials)
     return [(epochs, trials)]
 

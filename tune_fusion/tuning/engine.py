@@ -7,6 +7,7 @@ the engine, so that the events alone, in their order, bring it back to where it 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +19,10 @@ from tune_fusion.events import (
     EpochEnded,
     Event,
     Failed,
+    GivenUp,
     Inherited,
     Noted,
+    Promoted,
     RungDecision,
     Status,
     Suggested,
@@ -27,6 +30,7 @@ from tune_fusion.events import (
 )
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord, TrialState
 from tune_fusion.space.configuration import ALL, Configuration
+from tune_fusion.space.domain import largest
 from tune_fusion.space.effective import effective_key, is_single
 from tune_fusion.space.sampling import parameters_of
 from tune_fusion.space.schema import SearchSpace
@@ -37,6 +41,9 @@ from tune_fusion.tuning.study import Suggestion
 
 # Suggestions in a row that were all tried before: after these an arm has nothing new to say.
 _MOST_DUPLICATES = 50
+# As many whole trials' epochs must have brought an arm nothing before a search stops itself.
+_PATIENCE = 3
+_ENOUGH = "search.stop: auto started nothing new"
 # Trials that fail alike before any trial has finished an epoch: the search is broken, not the trials.
 _HOPELESS = 3
 
@@ -52,6 +59,10 @@ class _Live:
     key: str
     handed_out: bool = False
     """True while a worker trains it."""
+    paused: bool = False
+    """True while it waits at a rung to be promoted."""
+    to_end: bool = False
+    """True where no rung stops it any more."""
     company: int = 0
     """The most trials that have run at once since then, this one included."""
 
@@ -170,14 +181,19 @@ class Engine:
         """
         if self.draining or self.broken or self.running >= self._room():
             return None
+        if self._enough:
+            self._note_enough()
         for number, live in self._live.items():
-            if not live.handed_out:
+            if not live.handed_out and not live.paused:
                 return self._hand_out(number)
         while (arm := self.next_arm()) is not None:
+            promoted = arm.asha.promote(self._paused(arm))
+            if promoted is not None:
+                return self._promote(promoted)
             trial = self._new_trial(arm)
             if trial is not None:
                 return trial
-        return None
+        return self._last_promoted()
 
     def report(
         self, number: int, metrics: Mapping[str, float], *, diverged: bool = False, node: str = ""
@@ -198,7 +214,10 @@ class Engine:
             reason=reason,
         )
         self._happen(event)
-        return ends is None
+        if not self.is_paused(number):
+            return ends is None
+        self._give_up_surplus(number)
+        return False
 
     def set_aside(self, number: int) -> None:
         """No worker trains the trial any more, without any fault of it: it goes on when it is resumed."""
@@ -226,6 +245,49 @@ class Engine:
     def _room(self) -> int:
         """How many trials may run at once."""
         return self.slots() if self.most is None else min(self.most, self.slots())
+
+    def _paused(self, arm: SearchArm) -> list[int]:
+        """The arm's trials that wait at a rung."""
+        if not arm.asha.pauses:
+            return []
+        return [number for number, live in self._live.items() if live.paused and live.arm is arm]
+
+    def _give_up_surplus(self, number: int) -> None:
+        """End what waits in vain in the arm of a trial that has just paused."""
+        arm = self._live[number].arm
+        if arm is not None:
+            for other in arm.asha.surplus(self._paused(arm)):
+                self._give_up(other)
+
+    def _give_up(self, number: int) -> None:
+        epoch = len(self.record.trials[number].epochs)
+        self._happen(GivenUp(trial=number, reason=f"not promoted beyond rung {epoch}"))
+
+    def _promote(self, number: int, *, to_end: bool = False) -> TrialRecord:
+        """Let a paused trial train on."""
+        self._happen(Promoted(trial=number, to_end=to_end))
+        return self._hand_out(number)
+
+    def _last_promoted(self) -> TrialRecord | None:
+        """Where nothing new starts: a paused trial that trains on all the same; None: there is no such.
+
+        Rungs promote on. Then, when none of an arm's trials runs any more, its best trains to the end, if it
+        has not yet, and the others are given up.
+        """
+        for arm in self.arms:
+            number = arm.asha.promote(self._paused(arm))
+            if number is not None:
+                return self._promote(number)
+        for arm in self.arms:
+            paused = self._paused(arm)
+            if any(live.arm is arm and not live.paused for live in self._live.values()):
+                continue
+            best = self.record.best(arm=arm.name)
+            if best is not None and best.number in paused:
+                return self._promote(best.number, to_end=True)
+            for number in paused:
+                self._give_up(number)
+        return None
 
     def _hand_out(self, number: int) -> TrialRecord:
         """Give a trial to a worker."""
@@ -255,10 +317,25 @@ class Engine:
 
     def next_arm(self) -> SearchArm | None:
         """The arm whose turn it is; None where every planned trial was started, or no arm has a new one."""
-        if len(self.record.trials) >= self.record.planned_trials:
+        if self._enough or len(self.record.trials) >= self.record.planned_trials:
             return None
         open_arms = [arm for arm in self.arms if arm.open]
         return min(open_arms, key=lambda arm: arm.spent, default=None)
+
+    def _note_enough(self) -> None:
+        spent = ", ".join(f"{arm.name} {arm.epochs - arm.improved} of {arm.epochs}" for arm in self.arms)
+        if not any(note.startswith(_ENOUGH) for note in self.record.notes):
+            self.note(
+                f"{_ENOUGH} after trial {len(self.record.trials) - 1}: epochs without a better value: {spent}"
+            )
+
+    @property
+    def _enough(self) -> bool:
+        """Whether the search stops itself: every arm has long found nothing better."""
+        if self.space.search.stop == "never":
+            return False
+        least = _PATIENCE * int(largest(self.space.training["epochs"]))
+        return all(arm.epochs - arm.improved >= max(least, arm.improved) for arm in self.arms)
 
     def _new_trial(self, arm: SearchArm) -> TrialRecord | None:
         """Start a configuration that differs in effect from every earlier one; None: there seems to be none.
@@ -303,7 +380,7 @@ class Engine:
         if diverged or epoch >= self.record.trials[number].max_epochs:
             return None
         arm = self._live[number].arm
-        return None if arm is None else arm.asha.judge(number, epoch, metrics[self.record.metric])
+        return None if arm is None else arm.asha.judge(number, epoch, metrics[self.space.rung_metric])
 
     def verdict(
         self, trial: TrialRecord, epoch: int, rung: RungDecision | None, diverged: bool
@@ -313,9 +390,16 @@ class Engine:
             return TrialState.DIVERGED, f"loss not finite in epoch {epoch}"
         if epoch >= trial.max_epochs:
             return TrialState.COMPLETED, ""
-        if rung is not None and not rung.goes_on and trial.origin != "default":
+        arm = self._live[trial.number].arm
+        if self._stops(trial, rung) and not (arm is not None and arm.asha.pauses):
             return TrialState.STOPPED, f"stopped at rung {epoch}"
         return None, ""
+
+    def _stops(self, trial: TrialRecord, rung: RungDecision | None) -> bool:
+        """Whether a rung keeps the trial from training on."""
+        if rung is None or rung.goes_on or self._live[trial.number].to_end:
+            return False
+        return trial.origin != "default" or self.space.search.defaults == "judged"
 
     def _check_broken(self) -> None:
         failed = [t.reason for t in self.record.trials if t.state is TrialState.FAILED]
@@ -336,7 +420,7 @@ class Engine:
             case Suggested(trial=int(number)):
                 for listener in self.listeners:
                     listener.trial_started(self.record.trials[number])
-            case EpochEnded() | WorkerLost() | Failed():
+            case EpochEnded() | WorkerLost() | Failed() | GivenUp():
                 trial = self.record.trials[event.trial]
                 for listener in self.listeners:
                     if isinstance(event, EpochEnded):
@@ -354,11 +438,13 @@ class Engine:
                 self._apply_inherited(event, suggestion)
                 return
             case EpochEnded():
-                arm = self._live[event.trial].arm
-                if arm is not None:
-                    arm.epochs += 1
-                if arm is not None and event.rung is not None:
-                    arm.asha.tell(event.trial, event.epoch, event.metrics[self.record.metric])
+                self._apply_epoch(event)
+                return
+            case Promoted():
+                live = self._live[event.trial]
+                live.paused, live.to_end = False, event.to_end
+                if live.arm is not None:
+                    live.arm.running += 1
             case WorkerLost():
                 self._live[event.trial].handed_out = False
             case Crowded():
@@ -368,8 +454,23 @@ class Engine:
                 if arm is not None:
                     arm.exhausted = True
         self.chronicle.apply(event)
-        if isinstance(event, EpochEnded | WorkerLost | Failed):
+        if isinstance(event, WorkerLost | Failed | GivenUp):
             self._settle(self.record.trials[event.trial])
+
+    def _apply_epoch(self, event: EpochEnded) -> None:
+        live, trial = self._live[event.trial], self.record.trials[event.trial]
+        arm = live.arm
+        self.chronicle.apply(event)
+        if arm is not None:
+            arm.took_epoch(self.record.sign * event.metrics.get(self.record.metric, math.nan))
+        if arm is not None and event.rung is not None:
+            arm.asha.tell(event.trial, event.epoch, event.metrics[self.space.rung_metric])
+        if arm is not None and arm.asha.pauses and event.ends is None and self._stops(trial, event.rung):
+            live.paused, live.handed_out = True, False
+            arm.running -= 1
+            if live.suggestion is not None:
+                arm.study.pause(live.suggestion, trial, self.record.metric)
+        self._settle(trial)
 
     def _apply_suggested(self, event: Suggested, suggestion: Suggestion | None) -> None:
         arm = self.arm(event.arm)
@@ -415,7 +516,7 @@ class Engine:
         if trial.ended is None:
             return
         live = self._live.pop(trial.number)
-        if live.arm is not None:
+        if live.arm is not None and not live.paused:
             live.arm.running -= 1
         if live.arm is not None and live.suggestion is not None:
             self._tell(live.arm, live.suggestion, trial)
@@ -433,6 +534,10 @@ class Engine:
     def is_open(self, number: int) -> bool:
         """True for a trial that has not ended."""
         return number in self._live
+
+    def is_paused(self, number: int) -> bool:
+        """True for a trial that waits at a rung."""
+        return number in self._live and self._live[number].paused
 
     def knows(self, key: str) -> bool:
         """True where a configuration that is the same in effect was tried, or is."""

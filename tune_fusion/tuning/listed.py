@@ -67,6 +67,9 @@ class ListedStudy:
     def tell(self, suggestion: Suggestion, record: TrialRecord, value: float | None, metric: str) -> None:
         """Nothing to learn."""
 
+    def pause(self, suggestion: Suggestion, record: TrialRecord, metric: str) -> None:
+        """Nothing to learn."""
+
     def _suggest(self, run: ListedRun) -> Suggestion:
         self._waiting.remove(run)
         return Suggestion(run.configuration, run.origin, run.answers, run.seed)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from tune_fusion.errors import InputError
 from tune_fusion.runs import RunFolder
+from tune_fusion.space.domain import largest
+from tune_fusion.space.schema import SearchSpace
+from tune_fusion.space.settings import rung_epochs
 from tune_fusion.training.workbench import Workbench
+from tune_fusion.tuning.promotion import WAITING
 
 # A checkpoint is the model and at most three values of state a parameter; two are kept of each trial, and a
 # third one is there while it replaces them, beside the weights of the trial's best epoch.
@@ -16,6 +20,15 @@ _CHECKPOINTS = 3
 # Weights of the best trial, fusion and control; journal, tables and logs.
 _MODELS_KEPT = 3
 _OTHER_BYTES = 8 * 2**20
+
+
+def with_files(space: SearchSpace, slots: int) -> int:
+    """How many trials have checkpoints at once where `slots` train: those that wait at a rung have, too."""
+    if space.search.scheduler != "promotion":
+        return slots
+    rungs = rung_epochs(space.asha, int(largest(space.training["epochs"])))
+    arms = 2 if space.controls and space.search.control_share else 1
+    return max(slots, min(space.search.trials, slots + arms * len(rungs) * WAITING))
 
 
 def needed_bytes(bench: Workbench, slots: int) -> int:

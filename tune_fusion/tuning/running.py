@@ -41,7 +41,7 @@ from tune_fusion.tuning.opening import Opened
 from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.preflight import Request, later
 from tune_fusion.tuning.resume import SpaceSource
-from tune_fusion.tuning.room import check_room, no_room
+from tune_fusion.tuning.room import check_room, no_room, with_files
 from tune_fusion.tuning.trainable import TrialPlan
 
 # Seconds that running epochs are given to end once the session is interrupted.
@@ -343,7 +343,9 @@ class Running(ABC):
         return Ending("failed", TuneFusionError.exit_code, (f"{problem} (details: {self._folder.logs})",))
 
     def _full_disk(self, error: OSError) -> Ending:
-        needed = no_room(error, self._folder.path, self._bench, self.engine.slots())
+        needed = no_room(
+            error, self._folder.path, self._bench, with_files(self._checked.space, self.engine.slots())
+        )
         problem = f"{needed}; every finished epoch is kept: make room, then go on with: {self._resume()}"
         return Ending("failed", TuneFusionError.exit_code, (problem,), full_disk=True)
 
@@ -432,7 +434,7 @@ def nodes_of(
     nodes = cluster.nodes()
     cluster.check_resources(checked.space.resources, nodes)
     slots = cluster.slots(checked.space.resources, nodes)
-    check_room(folder.path, bench, min(slots, request.concurrent or slots))
+    check_room(folder.path, bench, with_files(checked.space, min(slots, request.concurrent or slots)))
     return nodes
 
 

@@ -9,7 +9,9 @@ from tune_fusion.events import (
     EpochEnded,
     Event,
     Failed,
+    GivenUp,
     Inherited,
+    Promoted,
     RungDecision,
     Suggested,
     WorkerLost,
@@ -35,6 +37,9 @@ def check_same_decision(engine: Engine, event: Event) -> None:
             _check_key(engine, event, None)
         case EpochEnded():
             _check_epoch(engine, event)
+        case Promoted() | GivenUp():
+            if not engine.is_paused(event.trial):
+                raise DivergenceError(f"trial {event.trial} does not wait at a rung here")
         case WorkerLost() | Failed() | Crowded():
             if not engine.is_open(event.trial):
                 raise DivergenceError(f"trial {event.trial} is not running here")

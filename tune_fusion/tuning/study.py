@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import zlib
@@ -50,19 +51,28 @@ class _Sampled(Suggestion):
 
 
 class Study:
-    """Suggests configurations of one arm: its untuned defaults first, then what the sampler draws.
+    """Suggests configurations of one arm: its untuned defaults (or `first`), then what the sampler draws.
 
     A suggestion depends on the seed, the number of suggestions made before it and what the study was told,
     never on the process's random state, nor on when a thread had its turn: one that is made ahead knows what
     was known right after the suggestion before it, and nothing that came later.
     """
 
-    def __init__(self, space: SearchSpace, arm: Arm, direction: Literal["max", "min"]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        arm: Arm,
+        direction: Literal["max", "min"],
+        *,
+        first: Sequence[Mapping[str, Scalar]] | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._arm: Arm = arm
         self._asked = 0
-        self._defaults = default_parameters(space, arm)
+        if first is None:
+            first = [] if space.search.defaults == "none" else default_parameters(space, arm)
+        self._defaults = [dict(answers) for answers in first]
         self._grid: Iterator[dict[str, Scalar]] | None = None
         self._repeated: set[str] = set()
         if space.search.sampler == "grid":
@@ -70,6 +80,8 @@ class Study:
             self._grid = iter(grid_parameters(space, arm))
         self._direction: Literal["maximize", "minimize"] = "maximize" if direction == "max" else "minimize"
         self._study = optuna.create_study(direction=self._direction)
+        self._reported: dict[int, int] = {}
+        """Epochs that the study was told of, by number of its trial."""
         self._seen: list[FrozenTrial] = []
         """What was known right after the newest suggestion."""
         self._ahead: Future[dict[str, Scalar]] | None = None
@@ -154,7 +166,7 @@ class Study:
 
     def _known(self) -> list[FrozenTrial]:
         """The trials that a sampler learns from, as they are now: Optuna never changes one in place."""
-        return self._study.get_trials(deepcopy=False, states=_KNOWN)
+        return [_as_known(trial) for trial in self._study.get_trials(deepcopy=False, states=_KNOWN)]
 
     def _looks_ahead(self) -> bool:
         """Whether the next suggestion is to be made from what was known right after the newest one."""
@@ -181,16 +193,25 @@ class Study:
         assert isinstance(suggestion, _Sampled)
         trial = suggestion.trial
         if record.state is TrialState.COMPLETED and value is not None:
+            self.pause(suggestion, record, metric)
             self._study.tell(trial, value)
             return
         if record.state in (TrialState.STOPPED, TrialState.DIVERGED) or record.infeasible:
-            for index, metrics in enumerate(record.epochs):
-                trial.report(metrics.get(metric, math.nan), index + 1)
+            self.pause(suggestion, record, metric)
             if record.state is not TrialState.STOPPED:
                 trial.set_constraint("loss is finite, model fits", 1.0)
             self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def pause(self, suggestion: Suggestion, record: TrialRecord, metric: str) -> None:
+        """Tell each epoch of a trial; until it has ended it counts as pruned there."""
+        assert isinstance(suggestion, _Sampled)
+        trial = suggestion.trial
+        known = self._reported.get(trial.number, 0)
+        for index, metrics in enumerate(record.epochs[known:], known):
+            trial.report(metrics.get(metric, math.nan), index + 1)
+        self._reported[trial.number] = len(record.epochs)
 
     @property
     def optuna_trials(self) -> list[FrozenTrial]:
@@ -203,6 +224,14 @@ class Study:
         if self._space.search.sampler != "tpe":
             return optuna.samplers.RandomSampler(seed=seed)
         return TpeSampler(known, seed)
+
+
+def _as_known(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that has no end yet but has paused teaches what it has reached."""
+    if trial.state is optuna.trial.TrialState.RUNNING and trial.intermediate_values:
+        trial = copy.copy(trial)
+        trial.state = optuna.trial.TrialState.PRUNED
+    return trial
 
 
 def _frozen(parameters: Mapping[str, Scalar]) -> str:

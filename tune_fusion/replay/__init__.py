@@ -1,0 +1,1 @@
+"""Searches over recorded trials: the real decisions in simulated time."""
