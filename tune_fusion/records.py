@@ -39,7 +39,7 @@ class TrialRecord:
     arm: str
     """``fusion`` or ``control``."""
     origin: Literal["default", "sampled"]
-    """``default``: the space's untuned default; it runs to its last epoch whatever the rungs say."""
+    """``default``: the space's untuned default; with `search.defaults` "trained", no rung stops it."""
     configuration: dict[str, Any]
     """Nested plain values: `Configuration.to_dict`."""
     parameters: dict[str, Any]
