@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from data import MEAN, STD, make_photographs, settings, their_batches
+from data import MEAN, STD, folder_settings, make_photographs, their_batches
 from measuring import Figure, interleaved, median_ratio, medians, run
 
 from tune_fusion import HNAdam, build_model
@@ -181,7 +181,7 @@ def measure_training(plan, name, folder):
 
 
 def measure_data(plan, folder):
-    data = load_data(settings(folder, plan.small_images), seed=0, image_size=32)
+    data = load_data(folder_settings(folder, plan.small_images), seed=0, image_size=32)
     ours = Batches(
         data.train,
         batch_size=plan.batch_size,

@@ -92,14 +92,14 @@ def test_an_array_set_is_unpacked_once_a_machine(tmp_path, mnist_arrays, monkeyp
     write_idx(tmp_path / "data/MNIST/raw", *mnist_arrays, packed=True)
     settings = data("mnist", tmp_path / "data")
     first = load_data(settings, seed=0, image_size=28)
-    monkeypatch.setattr(arrays, "_read_idx", None)  # unpacking now would fail
-    second = load_data(settings, seed=1, image_size=28)
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "_read_idx", None)  # unpacking now would fail
+        second = load_data(settings, seed=1, image_size=28)
     assert torch.equal(second.train.images, first.train.images)
     assert second.train.labels.tolist() == second.train.take(torch.arange(54_000))[:, 0, 0, 0].tolist()
     (entry,) = list_entries()
     assert entry.source == f"{tmp_path}/data/MNIST/raw, training images"
     assert (entry.images, entry.size > 60_000 * 28 * 28) == (60_000, True)
-    monkeypatch.undo()
     touch_later(tmp_path / "data/MNIST/raw/train-labels-idx1-ubyte.gz")
     assert load_data(settings, seed=0, image_size=28).fingerprint == first.fingerprint
     assert len(list_entries()) == 2
