@@ -1,7 +1,7 @@
 """Which way to search takes the fewest epochs: replays of recorded tables, as curves, a table and figures.
 
 ``python benchmarks/search.py`` (``make bench-search``) searches ``benchmarks/data/fashion_mnist.jsonl.gz``,
-by which the defaults were chosen, with every contender, and ``digits.jsonl.gz``, which had no part in that,
+with every contender, and ``digits.jsonl.gz``, by which nothing is ever chosen,
 with a few: 100 seeds each, and 2, 8 and 64 trials at once. Nothing is trained. It writes
 ``benchmarks/results/search.md`` (the table of contenders) and ``search.png`` (the anytime curves) beside it;
 with ``--json FILE`` the figures that are held against the targets are written there.
@@ -40,9 +40,9 @@ def contender(name, sampler, scheduler, defaults="none", *, habit=False, papers=
 
 
 LOSS = {"compare": "val_loss"}
-CHOSEN = "the new defaults: TPE + promotion by loss, untuned defaults first"
-STOPPING = "the new defaults with stop: auto"
-BEFORE = "the old defaults: TPE + ASHA, untuned defaults trained first"
+CHOSEN = "TPE + promotion by loss, untuned defaults first and judged"
+STOPPING = "the same with stop: auto"
+BEFORE = "the defaults: TPE + ASHA, untuned defaults trained first"
 CONTENDERS = [
     contender("random", "random", "none"),
     contender("TPE", "tpe", "none"),
