@@ -51,7 +51,7 @@ def test_the_plan_of_digits_in_full():
     header, *_ = plan.splitlines()
     assert header == (
         "digits: lenet5 on digits, 1294 training and 323 validation images, 10 classes; "
-        "20 trials, tpe sampler, promotion scheduler, val_accuracy, seed 0"
+        "20 trials, tpe sampler, asha scheduler, val_accuracy, seed 0"
     )
     layers = section(plan, "layer map")
     assert layers[0] == "layer map (5 layers, 81,194 trainable parameters)"
