@@ -10,6 +10,7 @@ from tune_fusion.data.cache import cached_images
 from tune_fusion.data.datasets import load_data
 from tune_fusion.data.entries import list_entries
 from tune_fusion.data.pipeline import Batches
+from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings
 
 
@@ -132,3 +133,10 @@ def test_a_bound_that_is_none_is_said(capsys, monkeypatch):
     monkeypatch.setenv("TUNE_FUSION_CACHE_GB", "lots")
     assert ended() == 2
     assert capsys.readouterr().err.endswith("needs a number of gigabytes above 0, got 'lots'\n")
+
+
+def test_a_cache_that_is_no_folder_is_said_so(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot read the image cache .*file/images: Not a directory; set"):
+        cache.main([])

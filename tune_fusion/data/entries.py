@@ -167,6 +167,11 @@ def _children() -> list[Path]:
             return [Path(child.path) for child in found if child.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise InputError(
+            f"cannot read the image cache {cache_folder()}: {error.strerror or error}; set ${CACHE_VARIABLE} "
+            "to a folder"
+        ) from error
 
 
 def _entry(path: Path) -> Entry | None:
