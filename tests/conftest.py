@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 from running import Searches
 
+# So that what these modules assert is told as what a test asserts.
+pytest.register_assert_rewrite("evidence", "kernel_contract")
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -92,6 +92,17 @@ def test_diverged_trials_and_trials_without_an_epoch_leave_nothing(kept, folder)
     assert checkpoints(folder) == []
 
 
+def test_what_a_killed_worker_had_begun_to_write_goes_with_its_trial(folder):
+    search = make_search(make_trial(1, [0.4]), make_trial(11, [0.5], TrialState.RUNNING))
+    keeper = FileKeeper(search, folder, best_trials)
+    for trial in search.trials:
+        write_files(folder, trial)
+        folder.weights(trial.number).with_name(f".{folder.weights(trial.number).name}.node.17").touch()
+    keeper.trial_ended(search.trials[0])
+    left = {path.name for path in (folder.path / "weights").iterdir() if path.name.startswith(".")}
+    assert left == {f".{folder.weights(11).name}.node.17"}
+
+
 def test_the_lowest_loss_is_the_best(kept):
     trials = [make_trial(n, [loss], metric="val_loss") for n, loss in enumerate([0.5, 0.2, 0.9])]
     assert kept(*trials, metric="val_loss") == [1]

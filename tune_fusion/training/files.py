@@ -36,6 +36,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise DiskFullError(f"disk full: {path} needs {needed}, {free} are free") from error
 
 
+def parts_of(path: Path) -> Iterator[Path]:
+    """What `write_whole` has begun of the file at `path` and not ended; a writer may still be at it."""
+    return path.parent.glob(f".{path.name}.*")
+
+
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")

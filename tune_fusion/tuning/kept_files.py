@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.runs import RunFolder
+from tune_fusion.training.files import parts_of
 
 # Trials in these states may train on: their files stay.
 _OPEN = (TrialState.RUNNING, TrialState.INTERRUPTED)
@@ -15,6 +16,8 @@ _OPEN = (TrialState.RUNNING, TrialState.INTERRUPTED)
 
 class FileKeeper:
     """Deletes an ended trial's checkpoints, and its weights unless it is among the wanted ones.
+
+    With them goes what a worker that was killed while it wrote has left of a file.
 
     `wanted` says which of a record's trials these are, by number. It is asked about those that have ended and
     were not given up before: what it once does not want it never wants again.
@@ -53,6 +56,8 @@ class FileKeeper:
         if trial.state in _OPEN:
             return
         shutil.rmtree(self._folder.checkpoint_folder(trial.number), ignore_errors=True)
+        for part in parts_of(self._folder.weights(trial.number)):
+            part.unlink(missing_ok=True)
         self._held.add(trial.number)
         kept = self._kept()
         for number in self._held - kept:
