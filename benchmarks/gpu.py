@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from data import MEAN, STD, folder_settings, make_photographs, their_batches
 from measuring import Figure, interleaved, median_ratio, medians, run
+from optimizers import step_figures, steps_of
 
-from tune_fusion import HNAdam, build_model
+from tune_fusion import build_model
 from tune_fusion.data.datasets import load_data
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice
@@ -87,40 +88,14 @@ def device_seconds(work, rounds, device):
     return seconds
 
 
-def steps_of(name, device):
-    """The step of each optimizer, by name; all step the same parameters."""
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(p.detach().to(device)) for p in build_model(name).parameters()]
-    for p in params:
-        p.grad = (1e-3 * torch.randn(p.shape, generator=generator)).to(device)
-    optimizers = {
-        "fused AMSGrad": torch.optim.Adam(params, amsgrad=True, fused=True),
-        "HN_Adam": HNAdam(params),
-        "HN_Adam, Λ0 3.5": HNAdam(params, lambda0=3.5),
-        "HN_Adam, root": HNAdam(params, second_moment="root"),
-        "HN_Adam without kernel": HNAdam(params, fused=False),
-    }
-    return {name: optimizer.step for name, optimizer in optimizers.items()}
-
-
-def step_figures(name, how, seconds):
-    figures = [
-        Figure(f"{name}: {optimizer}, {how}", 1000 * value, "ms/step", runs=len(seconds[optimizer]))
-        for optimizer, value in medians(seconds).items()
-    ]
-    for optimizer in ("HN_Adam", "HN_Adam, Λ0 3.5", "HN_Adam, root"):
-        ratio = median_ratio(seconds, optimizer, "fused AMSGrad")
-        figures.append(Figure(f"{name}: {optimizer} / fused AMSGrad, {how}", ratio, "x", TARGET))
-    return figures
-
-
 def measure_steps(plan, name):
-    work = steps_of(name, plan.device)
+    work = steps_of(build_model(name), plan.device)
+    del work["AMSGrad"]  # which is not fused: a reference for CPUs
     figures = []
     if plan.device.type == "cuda":
-        figures += step_figures(name, "GPU", device_seconds(work, plan.step_rounds, plan.device))
+        figures += step_figures(name, device_seconds(work, plan.step_rounds, plan.device), TARGET, ", GPU")
     work = {optimizer: waited(step, plan.device) for optimizer, step in work.items()}
-    return figures + step_figures(name, "clock", interleaved(work, plan.step_rounds))
+    return figures + step_figures(name, interleaved(work, plan.step_rounds), TARGET, ", clock")
 
 
 def our_steps(plan, name, folder):

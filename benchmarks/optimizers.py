@@ -16,22 +16,22 @@ MODELS = {"tf_efficientnetv2_s": 3, "vit_base_patch16_224": 5}
 ROUNDS = 15
 
 
-def parameters(model):
-    """Copies of the model's parameters with gradients of a usual size."""
-    copies = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+def parameters(model, device):
+    """Copies of the model's parameters on a device, with gradients of a usual size."""
+    copies = [torch.nn.Parameter(p.detach().clone().to(device)) for p in model.parameters()]
     return with_gradients(copies)
 
 
 def with_gradients(params):
     generator = torch.Generator().manual_seed(0)
     for p in params:
-        p.grad = 1e-3 * torch.randn(p.shape, generator=generator)
+        p.grad = (1e-3 * torch.randn(p.shape, generator=generator)).to(p.device)
     return params
 
 
-def steps_of(model):
+def steps_of(model, device):
     """The step of each single optimizer, by name; all step the same parameters."""
-    params = parameters(model)
+    params = parameters(model, device)
     optimizers = {
         "fused AMSGrad": torch.optim.Adam(params, amsgrad=True, fused=True),
         "AMSGrad": torch.optim.Adam(params, amsgrad=True, foreach=True),
@@ -43,18 +43,16 @@ def steps_of(model):
     return {name: optimizer.step for name, optimizer in optimizers.items()}
 
 
-def measure_singles(name, model):
-    seconds = interleaved(steps_of(model), ROUNDS)
-    middle = medians(seconds)
+def step_figures(name, seconds, target, how="", note=""):
+    """What each step takes, and HN_Adam's beside AMSGrad's; `how` ends the figures' names."""
     figures = [
-        Figure(f"{name}: {optimizer}", 1000 * value, "ms/step", runs=ROUNDS)
-        for optimizer, value in middle.items()
+        Figure(f"{name}: {optimizer}{how}", 1000 * value, "ms/step", runs=len(seconds[optimizer]))
+        for optimizer, value in medians(seconds).items()
     ]
     for optimizer in ("HN_Adam", "HN_Adam, Λ0 3.5", "HN_Adam, root"):
-        ratio = median_ratio(seconds, optimizer, "fused AMSGrad")
-        figures.append(
-            Figure(f"{name}: {optimizer} / fused AMSGrad", ratio, "x", 2.0, runs=ROUNDS, note="on a CPU")
-        )
+        ratio, runs = median_ratio(seconds, optimizer, "fused AMSGrad"), len(seconds[optimizer])
+        label = f"{name}: {optimizer} / fused AMSGrad{how}"
+        figures.append(Figure(label, ratio, "x", target, runs=runs, note=note))
     return figures
 
 
@@ -77,7 +75,8 @@ def measure():
     figures = []
     for name, switch_layer in MODELS.items():
         model = build_model(name)
-        figures += measure_singles(name, model)
+        seconds = interleaved(steps_of(model, torch.device("cpu")), ROUNDS)
+        figures += step_figures(name, seconds, 2.0, note="on a CPU")
         figures += measure_fusion(name, model, switch_layer)
     return figures
 

@@ -33,35 +33,29 @@ AGAIN = 4
 """One of so many configurations is trained with a second seed."""
 
 
-class Sobol:
-    """Answers what `draw` asks from one point of the unit cube, a dimension for each kind of question.
+KEYS = (
+    "switch_layer",
+    *("low.optimizer", "low.lr", "low.momentum", "low.lambda0"),
+    *("high.optimizer", "high.lr", "high.momentum", "high.lambda0"),
+)
+"""The dimensions of a point: rates of different optimizers share one, as only one of them is asked for."""
 
-    Rates of different optimizers share a dimension, as only one of them is asked for.
-    """
 
-    KEYS = (
-        "switch_layer",
-        *("low.optimizer", "low.lr", "low.momentum", "low.lambda0"),
-        *("high.optimizer", "high.lr", "high.momentum", "high.lambda0"),
-    )
+def answering(point):
+    """Answers what `draw` asks from one point of the unit cube."""
+    from tune_fusion.space.configuration import flat_name
+    from tune_fusion.space.domain import FloatRange, IntRange, value_at
+    from tune_fusion.space.sampling import Answering
 
-    def __init__(self, point):
-        self._point = point
+    def choose(name, domain):
+        part = point[KEYS.index(flat_name(name))]
+        if isinstance(domain, FloatRange):
+            return value_at(domain, part)
+        if isinstance(domain, IntRange):
+            return domain.low + int(part * (domain.high - domain.low + 1))
+        return domain.values[int(part * len(domain.values))]
 
-    def _unit(self, name):
-        parts = name.split(".")
-        return self._point[self.KEYS.index(".".join(dict.fromkeys((parts[0], parts[-1]))))]
-
-    def suggest_float(self, name, low, high, *, log=False):
-        if log:
-            return float(low * (high / low) ** self._unit(name))
-        return float(low + (high - low) * self._unit(name))
-
-    def suggest_int(self, name, low, high):
-        return low + int(self._unit(name) * (high - low + 1))
-
-    def suggest_categorical(self, name, choices):
-        return choices[int(self._unit(name) * len(choices))]
+    return Answering(choose)
 
 
 def configurations(space, fusions, controls):
@@ -73,8 +67,8 @@ def configurations(space, fusions, controls):
     arms = {"fusion": fusions, "control": controls}
     drawn = {}
     for seed, (arm, count) in enumerate(arms.items()):
-        points = qmc.Sobol(len(Sobol.KEYS), rng=seed).random(2**12)[:count]
-        drawn[arm] = [(arm, draw(space, arm, Sobol(point))) for point in points]
+        points = qmc.Sobol(len(KEYS), rng=seed).random(2**12)[:count]
+        drawn[arm] = [(arm, draw(space, arm, answering(point))) for point in points]
     every = max(1, fusions // max(1, controls))
     blocks = itertools.zip_longest(_batched(drawn["fusion"], every), drawn["control"])
     return first + [one for block, control in blocks for one in (*(block or ()), *filter(None, [control]))]

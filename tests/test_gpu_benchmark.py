@@ -16,7 +16,7 @@ def gpu(monkeypatch):
     import gpu
 
     yield gpu
-    for name in ("gpu", "data", "measuring"):
+    for name in ("gpu", "data", "optimizers", "measuring"):
         sys.modules.pop(name)
 
 

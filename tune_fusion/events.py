@@ -307,23 +307,18 @@ class Chronicle:
             case Suggested():
                 self._take_in(event)
             case EpochEnded():
-                trial = record.trials[event.trial]
-                # Every result comes with keys of its own, which would outweigh the values.
-                trial.epochs.append({sys.intern(key): value for key, value in event.metrics.items()})
-                trial.times.append(event.at)
-                trial.node = event.node
-                if event.ends is not None:
-                    self._end(trial, event.ends, event.reason, event.at)
+                self._add_epoch(event)
             case WorkerLost():
                 trial = record.trials[event.trial]
                 trial.losses += 1
                 if event.ends:
                     self._end(trial, TrialState.FAILED, event.reason, event.at)
-            case Failed() | GivenUp():
+            case Failed():
                 trial = record.trials[event.trial]
-                failed = isinstance(event, Failed)
-                trial.infeasible = isinstance(event, Failed) and event.infeasible
-                self._end(trial, TrialState.FAILED if failed else TrialState.STOPPED, event.reason, event.at)
+                trial.infeasible = event.infeasible
+                self._end(trial, TrialState.FAILED, event.reason, event.at)
+            case GivenUp():
+                self._end(record.trials[event.trial], TrialState.STOPPED, event.reason, event.at)
             case Crowded():
                 earlier = [note for note in record.notes if not note.startswith(_CROWDED)]
                 record.notes = [*earlier, f"{_CROWDED}no more than {event.most} at once since then"]
@@ -367,6 +362,15 @@ class Chronicle:
         trial.times, trial.ended = [event.at] * len(event.epochs), event.at
         trial.source, trial.source_trial = event.source, event.source_trial
         self.record.inherited.append(trial)
+
+    def _add_epoch(self, event: EpochEnded) -> None:
+        trial = self.record.trials[event.trial]
+        # Every result comes with keys of its own, which would outweigh the values.
+        trial.epochs.append({sys.intern(key): value for key, value in event.metrics.items()})
+        trial.times.append(event.at)
+        trial.node = event.node
+        if event.ends is not None:
+            self._end(trial, event.ends, event.reason, event.at)
 
     def _take_in(self, event: Suggested) -> None:
         if event.trial is None:

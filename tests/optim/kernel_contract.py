@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import pytest
@@ -45,12 +46,13 @@ def copies(given):
     return [tensor.clone() for tensor in given]
 
 
-class KernelContract:
+class KernelContract(ABC):
     device = torch.device("cpu")
 
     @staticmethod
+    @abstractmethod
     def kernel():
-        raise NotImplementedError
+        """The kernel under test."""
 
     def step(self, entries, given, *, observe=False):
         """Step tensors of the CPU, in place, on the kernel's device; the totals, if observed."""

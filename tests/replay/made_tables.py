@@ -3,13 +3,10 @@
 import gzip
 import json
 
-from tune_fusion.data.catalogue import DATA_SETS
-from tune_fusion.optim.registry import OPTIMIZERS
-from tune_fusion.replay.table import Run, Table
-from tune_fusion.space.loading import parse_space
-from tune_fusion.space.vocabulary import Vocabulary
+from made_spaces import read_space
 
-VOCABULARY = Vocabulary(OPTIMIZERS, DATA_SETS)
+from tune_fusion.replay.table import Run, Table
+
 LAYERS = ["conv1", "conv2", "fc1", "fc2", "head"]
 EPOCHS = 4
 SPACE = """
@@ -29,8 +26,8 @@ asha: {reduction_factor: 2, compare: metric}
 """
 
 
-def make_space(text=SPACE, *overrides):
-    return parse_space(text, "made.yaml", VOCABULARY, overrides).with_switch(LAYERS)
+def make_space():
+    return read_space(SPACE, LAYERS)
 
 
 def fusion(switch, low, low_lr, high, high_lr):

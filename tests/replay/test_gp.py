@@ -1,9 +1,11 @@
 import numpy as np
-from made_tables import VOCABULARY, make_space, make_table
+from made_spaces import VOCABULARY
+from made_tables import make_space, make_table
 
 from tune_fusion.replay import gp
 from tune_fusion.replay.contenders import Contender
 from tune_fusion.space.sampling import draw
+from tune_fusion.tuning.study import Repeating
 
 
 def searched(sampler, seed, budget=120):
@@ -48,6 +50,6 @@ def test_a_changed_configuration_stays_in_the_space():
     for _ in range(200):
         params = gp._answers(space, "fusion", rng, {})
         changed = gp._changed(space, "fusion", rng, params)
-        rate = draw(space, "fusion", gp._Drawing(rng, changed)).low.settings["lr"]
+        rate = draw(space, "fusion", Repeating(changed)).low.settings["lr"]
         low, high = (1e-4, 1e-2) if changed["low.optimizer"] == "adam" else (1e-2, 1.0)
         assert low <= rate <= high

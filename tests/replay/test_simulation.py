@@ -4,7 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from made_tables import VOCABULARY, make_table
+from made_spaces import VOCABULARY
+from made_tables import make_table
 
 from tune_fusion.events import Chronicle
 from tune_fusion.replay.contenders import Contender, papers_first

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from made_tables import LAYERS, VOCABULARY, control, fusion, make_run, make_space, make_table, write_table
+from made_spaces import VOCABULARY
+from made_tables import LAYERS, control, fusion, make_run, make_space, make_table, write_table
 
 from tune_fusion.errors import InputError
 from tune_fusion.replay.table import Table

@@ -1,6 +1,7 @@
 """Searches and confirmations with real training in this very process: the product's parts, without Ray."""
 
-from simulated import VOCABULARY, session_of
+from made_spaces import VOCABULARY
+from simulated import session_of
 
 from tune_fusion.events import Chronicle
 from tune_fusion.reporting.answer import answer

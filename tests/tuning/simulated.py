@@ -4,16 +4,12 @@ import dataclasses
 import math
 
 from made_records import make_session
+from made_spaces import VOCABULARY, read_space
 
-from tune_fusion.data.catalogue import DATA_SETS
 from tune_fusion.events import Chronicle, Session, SpaceAsRun
-from tune_fusion.optim.registry import OPTIMIZERS
-from tune_fusion.space.loading import parse_space
-from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.tuning.arms import make_arms
 from tune_fusion.tuning.engine import Engine
 
-VOCABULARY = Vocabulary(OPTIMIZERS, DATA_SETS)
 LAYERS = ["conv1", "conv2", "fc1", "fc2", "fc3"]
 SPACE = """
 model: {name: lenet5}
@@ -49,7 +45,7 @@ asha: {compare: metric}
 def make_space(text=SPACE, **changes):
     """The space of `text` with `changes` such as ``search__trials=7``."""
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    return parse_space(text, "made.yaml", VOCABULARY, overrides).with_switch(LAYERS)
+    return read_space(text, LAYERS, overrides)
 
 
 def session_of(space, **changes):
@@ -186,7 +182,7 @@ def state(engine):
         "arms": [
             (
                 *(a.name, a.exhausted, a.started, a.running, a.epochs, a.best, a.improved, a.duplicates),
-                a.asha.values,
+                a.scheduler.values,
             )
             for a in engine.arms
         ],

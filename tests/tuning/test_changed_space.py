@@ -142,5 +142,5 @@ def test_trials_of_an_arm_that_is_gone_are_not_compared_with_those_of_another():
     engine = replayed(events, space, strict=False)
     (arm,) = engine.arms
     fusions = {trial.number for trial in engine.record.trials if trial.arm == "fusion"}
-    assert set().union(*arm.asha.values.values()) <= fusions
-    assert arm.asha.values == replayed(events, OLD).arms[0].asha.values
+    assert set().union(*arm.scheduler.values.values()) <= fusions
+    assert arm.scheduler.values == replayed(events, OLD).arms[0].scheduler.values

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_spaces import VOCABULARY
 from simulated import (
     FINITE,
-    VOCABULARY,
     WITHOUT_CONTROLS,
     engine_for,
     healthy,

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_single
-from simulated import LAYERS, VOCABULARY, healthy, make_space, recorded_run, replayed, session_of
+from made_spaces import VOCABULARY
+from simulated import LAYERS, healthy, make_space, recorded_run, replayed, session_of
 
 from tune_fusion.events import Chronicle, Suggested
 from tune_fusion.space.configuration import Configuration

@@ -39,8 +39,8 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 from in_process import confirm, make_bench, search
+from made_spaces import VOCABULARY
 from planted import GAINS, PLANTED_SWITCH, SIDE, RowByRow, bayes_accuracy, make_task, networks
-from simulated import VOCABULARY
 from torch import nn
 
 from tune_fusion.models import build

@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 from in_process import make_bench, search
-from simulated import VOCABULARY
+from made_spaces import VOCABULARY
 
 from tune_fusion.events import Chronicle
-from tune_fusion.replay.contenders import _Given
 from tune_fusion.replay.simulation import Incumbent, session_of, train
 from tune_fusion.replay.table import Run, Table
 from tune_fusion.space.loading import parse_space
@@ -15,6 +14,7 @@ from tune_fusion.space.sampling import draw, grid_parameters
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.tuning.arms import make_arms
 from tune_fusion.tuning.engine import Engine
+from tune_fusion.tuning.study import Repeating
 
 SPACE = """
 model: {name: lenet5}
@@ -47,7 +47,7 @@ def runs(layers):
     recorded = []
     for arm in ("fusion", "control"):
         for answers in grid_parameters(space, arm):
-            configuration = draw(space, arm, _Given(answers))
+            configuration = draw(space, arm, Repeating(answers))
             trainer = Trainer(bench, configuration)
             results = [trainer.run_epoch() for _ in range(configuration.training.epochs)]
             recorded.append(

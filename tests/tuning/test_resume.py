@@ -4,7 +4,8 @@ import re
 
 import pytest
 from made_records import make_session
-from simulated import LAYERS, SPACE, VOCABULARY, engine_for, make_space, recorded_run, session_of
+from made_spaces import VOCABULARY
+from simulated import LAYERS, SPACE, engine_for, make_space, recorded_run, session_of
 
 from tune_fusion.errors import InputError
 from tune_fusion.events import Chronicle, Closed, EpochEnded, Noted, SpaceAsRun

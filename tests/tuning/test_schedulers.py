@@ -21,7 +21,7 @@ SETTINGS = AshaSettings(grace_epochs=1, reduction_factor=3)
 )
 def test_the_space_names_the_scheduler(name, kind):
     arms = make_arms(make_space(search__scheduler=name))
-    assert {type(arm.asha) for arm in arms} == {kind}
+    assert {type(arm.scheduler) for arm in arms} == {kind}
 
 
 def test_rungs_compare_by_the_loss_where_the_space_says_so():

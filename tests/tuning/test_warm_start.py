@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from made_spaces import VOCABULARY
 from simulated import (
     FINITE,
     SPACE,
-    VOCABULARY,
     asked_and_told,
     engine_for,
     make_space,
@@ -197,8 +197,8 @@ def test_an_own_trial_that_is_better_is_the_best():
 
 def test_earlier_trials_count_at_no_rung_and_in_no_share():
     engine, _ = warm(earlier_of(EARLIER))
-    assert [(a.started, a.running, a.epochs, a.asha.values) for a in engine.arms] == [
-        (a.started, a.running, a.epochs, a.asha.values) for a in make_arms(make_space())
+    assert [(a.started, a.running, a.epochs, a.scheduler.values) for a in engine.arms] == [
+        (a.started, a.running, a.epochs, a.scheduler.values) for a in make_arms(make_space())
     ]
 
 

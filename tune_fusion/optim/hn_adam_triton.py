@@ -92,15 +92,7 @@ def _chunk(
     tensor,
     start,
     totals,
-    lr,
-    eps,
-    lambda0,
-    beta2,
-    new1,
-    new2,
-    sign,
-    decay,
-    keep,
+    numbers,
     observe,
     ROOT: tl.constexpr,
     ALIGNMENT: tl.constexpr,
@@ -108,6 +100,7 @@ def _chunk(
     WHOLE: tl.constexpr,
 ):
     """Step BLOCK elements from `start` on; those that there are, unless WHOLE."""
+    lr, eps, lambda0, beta2, new1, new2, sign, decay, keep = numbers
     offset = start + tl.arange(0, BLOCK)
     count = tl.load(tensor + 5)
     inside = (offset >= 0) if WHOLE else (offset < count)
@@ -169,43 +162,8 @@ def hn_adam(
     start = tl.multiple_of(tl.load(chunk + 1), BLOCK)
     tensor = tensors + 6 * row
     sums = totals + 2 * row
+    numbers = (lr, eps, lambda0, beta2, new1, new2, sign, decay, keep)
     if start + BLOCK <= tl.load(tensor + 5):  # most are whole, and without a mask memory is read in vectors
-        _chunk(
-            tensor,
-            start,
-            sums,
-            lr,
-            eps,
-            lambda0,
-            beta2,
-            new1,
-            new2,
-            sign,
-            decay,
-            keep,
-            observe,
-            ROOT,
-            ALIGNMENT,
-            BLOCK,
-            True,
-        )
+        _chunk(tensor, start, sums, numbers, observe, ROOT, ALIGNMENT, BLOCK, True)
     else:
-        _chunk(
-            tensor,
-            start,
-            sums,
-            lr,
-            eps,
-            lambda0,
-            beta2,
-            new1,
-            new2,
-            sign,
-            decay,
-            keep,
-            observe,
-            ROOT,
-            ALIGNMENT,
-            BLOCK,
-            False,
-        )
+        _chunk(tensor, start, sums, numbers, observe, ROOT, ALIGNMENT, BLOCK, False)

@@ -27,10 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tune_fusion.space.settings import AshaSettings, SearchSettings
 
     search = {
-        "sampler": _known("sampler", options.sampler, SearchSettings),
-        "scheduler": _known("scheduler", options.scheduler, SearchSettings),
-        "defaults": _known("defaults", options.defaults, SearchSettings),
-        "stop": _known("stop", options.stop, SearchSettings),
+        name: _known(name, getattr(options, name), SearchSettings)
+        for name in ("sampler", "scheduler", "defaults", "stop")
     }
     asha = {
         "grace_epochs": options.grace_epochs,
@@ -104,10 +102,9 @@ def _report(table: Table, found: Verdict) -> list[str]:
     low, high = found.median_interval()
     budget = found.regret.shape[1]
     shown = [epochs for epochs in _SHOWN if epochs < budget] + [budget]
-    within = sum(table.sign * (table.best - table.value(run)) <= table.noise for run in table.runs)
     return [
         f"table      {len(table.runs)} configurations, {table.grid_epochs} epochs; best {table.metric} "
-        f"{table.best:.4f}; noise {table.noise:.4f}: {within} are as good",
+        f"{table.best:.4f}; noise {table.noise:.4f}: {len(table.good)} are as good",
         f"goal       median {median:.0f} epochs until what is returned is as good (quartiles {first:.0f} to "
         f"{third:.0f}, 95 % of the median {low:.0f} to {high:.0f}); {never} of "
         f"{len(found.hits)} searches never",

@@ -17,7 +17,7 @@ from tune_fusion.space.sampling import default_parameters, draw, parameters_of
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
 from tune_fusion.tuning.arms import SearchArm, make_arms
-from tune_fusion.tuning.study import Study, Suggestion
+from tune_fusion.tuning.study import Repeating, Study, Suggestion
 
 PAPER_PAIRS = (("sgd", "adam"), ("adam", "sgd"), ("adamw", "sgd"), ("radam", "sgd"), ("nadam", "sgd"))
 """Low and high optimizer in Kim & Moon 2025, Tables 2 and 3."""
@@ -68,7 +68,7 @@ class Contender:
                 if self.papers and arm.name == "fusion":
                     arm.study = Study(space, arm.name, space.direction, first=papers_first(space))
                 if other:
-                    arm.asha = other(space, int(largest(space.training["epochs"])))
+                    arm.scheduler = other(space, int(largest(space.training["epochs"])))
             return arms
 
         return replay(table, space, vocabulary, slots, budget, make=make)
@@ -86,7 +86,7 @@ class RaysHabit(Study):
 
 def paper_pairs(space: SearchSpace) -> Iterator[Configuration]:
     """The papers' pairs that a space has, untuned, at its middle and its last switch layer."""
-    default = draw(space, "fusion", _Given(default_parameters(space, "fusion")[0]))
+    default = draw(space, "fusion", Repeating(default_parameters(space, "fusion")[0]))
     switches = (default.switch_layer, int(largest(space.switch_layer)))
 
     def untuned(name: str) -> OptimizerChoice:
@@ -103,19 +103,3 @@ def papers_first(space: SearchSpace) -> list[dict[str, Any]]:
     answers = default_parameters(space, "fusion")
     answers += [parameters_of(space, "fusion", one) for one in paper_pairs(space)]
     return [one for index, one in enumerate(answers) if one not in answers[:index]]
-
-
-class _Given:
-    """Answers what `draw` asks as it was answered before."""
-
-    def __init__(self, answers: Mapping[str, Any]) -> None:
-        self._answers = answers
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return float(self._answers[name])
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        return int(self._answers[name])
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._answers[name]

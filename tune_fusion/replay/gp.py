@@ -17,7 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.special import ndtr, ndtri
 
-from tune_fusion.space.sampling import Arm, Scalar, draw
+from tune_fusion.space.configuration import flat_name
+from tune_fusion.space.domain import Choice, Domain, FloatRange, IntRange, part_of, value_at
+from tune_fusion.space.sampling import Answering, Arm, Scalar, draw
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.tuning.study import Study, Suggestion
 
@@ -25,11 +27,10 @@ from tune_fusion.tuning.study import Study, Suggestion
 _STARTUP = 8
 # Configurations among which the next one is chosen: drawn anew, and made by changing one thing of the best.
 _DRAWN, _CHANGED, _BEST = 100, 10, 5
-# Hyperparameters of the kernel that are tried, and the most trials that are modelled.
-_TRIED = 10
 # How far a changed number moves, as a part of its range.
 _STEP = 0.1
-_MOST = 300
+# Hyperparameters of the kernel that are tried, and the most trials that are modelled.
+_TRIED, _MOST = 10, 300
 
 Floats = NDArray[np.float64]
 Answers = dict[str, Scalar]
@@ -133,8 +134,9 @@ def _noise(epochs: Floats) -> Floats:
 class _Encoder:
     """Answers as points: rates and other numbers from 0 to 1, optimizers one axis each.
 
-    Answers about different optimizers of the same half share an axis where they have the same name: rates
-    lie in each optimizer's own range. What is not asked lies in the middle.
+    Answers about different optimizers of the same half share an axis where they have the same name
+    (``low.adam.lr`` and ``low.sgd.lr`` are both ``low.lr``): rates lie in each optimizer's own range. What is
+    not asked lies in the middle.
     """
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
@@ -144,9 +146,9 @@ class _Encoder:
         keys: dict[tuple[str, Scalar], None] = {}
         for name, distribution in sorted(self._distributions.items()):
             if isinstance(distribution, CategoricalDistribution):
-                keys.update({(_axis(name), choice): None for choice in distribution.choices})
+                keys.update({(flat_name(name), choice): None for choice in distribution.choices})
             else:
-                keys[_axis(name), None] = None
+                keys[flat_name(name), None] = None
         self._columns = {key: column for column, key in enumerate(keys)}
         names = list(dict.fromkeys(axis for axis, _ in keys))
         self.groups = np.array([names.index(axis) for axis, _ in keys])
@@ -159,22 +161,14 @@ class _Encoder:
             for name, value in answers.items():
                 distribution = self._distributions.get(name)
                 if isinstance(distribution, CategoricalDistribution):
-                    point[self._columns[_axis(name), value]] = math.sqrt(0.5)
+                    point[self._columns[flat_name(name), value]] = math.sqrt(0.5)
                 elif isinstance(distribution, FloatDistribution | IntDistribution):
-                    point[self._columns[_axis(name), None]] = _unit(distribution, value)
+                    point[self._columns[flat_name(name), None]] = _unit(distribution, value)
         return points
 
 
-def _axis(name: str) -> str:
-    """``low.adam.lr`` and ``low.sgd.lr`` are both ``low.lr``."""
-    parts = name.split(".")
-    return ".".join(dict.fromkeys((parts[0], parts[-1])))
-
-
 def _unit(distribution: FloatDistribution | IntDistribution, value: float) -> float:
-    if distribution.log:
-        return math.log(value / distribution.low) / math.log(distribution.high / distribution.low)
-    return (value - distribution.low) / max(distribution.high - distribution.low, 1e-12)
+    return part_of(FloatRange(distribution.low, distribution.high, distribution.log), value)
 
 
 class _Model:
@@ -228,41 +222,6 @@ def _fitted(
     return best
 
 
-class _Drawing:
-    """Answers what `draw` asks: as `given` where it was given, near a number of `near`, else at random."""
-
-    def __init__(
-        self, rng: np.random.Generator, given: Mapping[str, Any], near: Mapping[str, Any] | None = None
-    ) -> None:
-        self._rng, self._given, self._near = rng, given, near or {}
-        self.answers: Answers = {}
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return float(self._answer(name, self._number(name, low, high, log=log)))
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        return int(self._answer(name, int(self._rng.integers(low, high + 1))))
-
-    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
-        answer: Scalar = self._answer(name, choices[int(self._rng.integers(len(choices)))])
-        return answer
-
-    def _number(self, name: str, low: float, high: float, *, log: bool) -> float:
-        start = self._unit(low, high, self._near[name], log=log) if name in self._near else None
-        unit = self._rng.random() if start is None else self._rng.normal(start, _STEP)
-        unit = min(max(unit, 0.0), 1.0)
-        number = low * (high / low) ** unit if log else low + (high - low) * unit
-        return min(max(number, low), high)
-
-    @staticmethod
-    def _unit(low: float, high: float, value: float, *, log: bool) -> float:
-        return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-
-    def _answer(self, name: str, otherwise: Any) -> Any:
-        self.answers[name] = self._given.get(name, otherwise)
-        return self.answers[name]
-
-
 def _answers(
     space: SearchSpace,
     arm: Arm,
@@ -270,9 +229,29 @@ def _answers(
     given: Mapping[str, Any],
     near: Mapping[str, Any] | None = None,
 ) -> Answers:
-    drawing = _Drawing(rng, given, near)
-    draw(space, arm, drawing)
-    return drawing.answers
+    """The answers to what `draw` asks: as `given`, numbers near those of `near`, all else at random."""
+    near = near or {}
+
+    def choose(name: str, domain: Domain) -> Any:
+        # Drawn in any case: an answer that is given moves no other one.
+        match domain:
+            case FloatRange():
+                drawn: Any = _near(rng, domain, near.get(name))
+            case IntRange(low, high):
+                drawn = int(rng.integers(low, high + 1))
+            case Choice(values):
+                drawn = values[int(rng.integers(len(values)))]
+        return given.get(name, drawn)
+
+    trial = Answering(choose)
+    draw(space, arm, trial)
+    return trial.answers
+
+
+def _near(rng: np.random.Generator, domain: FloatRange, number: float | None) -> float:
+    """A number near another one, or anywhere where there is none."""
+    part = rng.random() if number is None else rng.normal(part_of(domain, number), _STEP)
+    return min(max(value_at(domain, min(max(part, 0.0), 1.0)), domain.low), domain.high)
 
 
 def _changed(space: SearchSpace, arm: Arm, rng: np.random.Generator, params: Mapping[str, Any]) -> Answers:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.configuration import ALL
-from tune_fusion.space.domain import Choice, Domain, FloatRange, IntRange
+from tune_fusion.space.domain import Choice, Domain, FloatRange, IntRange, part_of
 from tune_fusion.space.loading import parse_space
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
@@ -137,6 +137,11 @@ class Table:
         good = pairs[means >= np.median(means)]
         return float(np.std(good[:, 0] - good[:, 1], ddof=1))
 
+    @cached_property
+    def good(self) -> list[Run]:
+        """The runs that are as good as the best, but for the noise."""
+        return [run for run in self.runs if self.sign * (self.best - self.value(run)) <= self.noise]
+
     def pairs(self) -> NDArray[np.float64]:
         """Values of the configurations recorded with two seeds and not diverged: [configurations, 2]."""
         first = {_identity(run): self.value(run) for run in self.runs}
@@ -173,10 +178,8 @@ class Table:
 def _unit(domain: Domain, value: Any) -> float:
     """Where a value lies in its domain, from 0 to 1."""
     match domain:
-        case FloatRange(low, high, True):
-            return float(np.log(value / low) / np.log(high / low))
-        case FloatRange(low, high, _) | IntRange(low, high):
-            return float((value - low) / (high - low))
+        case FloatRange() | IntRange():
+            return part_of(domain, value)
         case Choice(values) if len(values) > 1:
             written = [list(v) if isinstance(v, tuple) else v for v in values]
             return written.index(value) / (len(values) - 1)

@@ -63,6 +63,12 @@ class Configuration:
         return row
 
 
+def flat_name(parameter: str) -> str:
+    """The key of `Configuration.flat` for a parameter: ``low.adam.lr`` is ``low.lr`` there."""
+    parts = parameter.split(".")
+    return ".".join(dict.fromkeys((parts[0], parts[-1])))
+
+
 def _choice_to_dict(choice: OptimizerChoice) -> dict[str, Any]:
     settings = {key: list(v) if isinstance(v, tuple) else v for key, v in choice.settings.items()}
     return {"optimizer": choice.name, **settings}

@@ -144,6 +144,20 @@ def largest(domain: Domain) -> float:
     return max(value for value in extremes(domain) if isinstance(value, int | float))
 
 
+def part_of(domain: FloatRange | IntRange, value: float) -> float:
+    """Where a value of a range lies: 0 at its low end, 1 at its high one; 0 where there is but one value."""
+    if isinstance(domain, FloatRange) and domain.log:
+        return math.log(value / domain.low) / math.log(domain.high / domain.low)
+    return (value - domain.low) / (domain.high - domain.low) if domain.high > domain.low else 0.0
+
+
+def value_at(domain: FloatRange, part: float) -> float:
+    """The value that lies there; see `part_of`."""
+    if domain.log:
+        return float(domain.low * (domain.high / domain.low) ** part)
+    return domain.low + (domain.high - domain.low) * part
+
+
 def nearest(domain: Domain, wanted: Value) -> Value:
     """The value of `domain` closest to `wanted`.
 

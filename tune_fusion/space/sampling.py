@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
-from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice, Value
+from tune_fusion.space.configuration import ALL, Configuration, OptimizerChoice, Value, flat_name
 from tune_fusion.space.domain import (
     Choice,
     Constant,
@@ -78,7 +78,7 @@ def default_parameters(space: SearchSpace, arm: Arm) -> list[dict[str, Scalar]]:
         pairs = [_first_pair(space)]
     answers = []
     for low, high in pairs:
-        trial = _Answering(_default_chooser(space, low, high))
+        trial = Answering(_default_chooser(space, low, high))
         draw(space, arm, trial)
         answers.append(trial.answers)
     return answers
@@ -92,9 +92,7 @@ def parameters_of(space: SearchSpace, arm: Arm, configuration: Configuration) ->
     wanted = configuration.flat()
 
     def choose(name: str, domain: Domain) -> Value:
-        # "low.adam.lr" is "low.lr" in a configuration, where nothing else could be meant.
-        parts = name.split(".")
-        key = ".".join(dict.fromkeys((parts[0], parts[-1])))
+        key = flat_name(name)
         value = _to_scalar(wanted[key]) if key in wanted else None
         match domain:
             case Choice(values):
@@ -109,7 +107,7 @@ def parameters_of(space: SearchSpace, arm: Arm, configuration: Configuration) ->
             case Constant():
                 raise AssertionError("constants are not asked for")
 
-    trial = _Answering(choose)
+    trial = Answering(choose)
     drawn = draw(space, arm, trial).flat()
     for key in [*wanted, *drawn]:
         if key not in drawn or key not in wanted or not same_value(wanted[key], drawn[key]):
@@ -135,7 +133,7 @@ def grid_parameters(space: SearchSpace, arm: Arm) -> Iterator[dict[str, Scalar]]
                 path.append(0)
             return options[path[position]]
 
-        trial = _Answering(choose)
+        trial = Answering(choose)
         draw(space, arm, trial)
         yield trial.answers
         while path and path[-1] == sizes[len(path) - 1] - 1:
@@ -201,7 +199,7 @@ def _as_switch(value: Value) -> int | Literal["all"]:
     raise ValueError(f"switch layer {value!r} is a name: resolve it first with SearchSpace.with_switch")
 
 
-class _Answering:
+class Answering:
     """A suggester that asks `choose` (name, domain) for each value and remembers what it answered."""
 
     def __init__(self, choose: Callable[[str, Domain], Any]) -> None:
@@ -209,12 +207,15 @@ class _Answering:
         self.answers: dict[str, Scalar] = {}
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """The number that is answered."""
         return float(self._answer(name, FloatRange(low, high, log)))
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
+        """The whole number that is answered."""
         return int(self._answer(name, IntRange(low, high)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """The choice that is answered."""
         answer: Scalar = self._answer(name, Choice(tuple(choices)))
         return answer
 

@@ -57,7 +57,7 @@ class SearchArm:
 
     name: Arm
     study: Suggester
-    asha: Scheduler
+    scheduler: Scheduler
     share: float = 1.0
     """In (0, 1]; the shares of a search's arms sum to 1."""
     started: int = 0
@@ -98,20 +98,18 @@ def make_arms(space: SearchSpace) -> list[SearchArm]:
     epochs, so that fusions and single optimizers are searched at the same cost, however many trials of which
     are stopped early.
     """
-    direction: Literal["max", "min"] = space.direction
-    control = space.search.control_share if space.controls else 0.0
-    shares: list[tuple[Arm, float]] = [("fusion", 1.0 - control), ("control", control)]
     epochs = int(largest(space.training["epochs"]))
     return [
-        SearchArm(
-            name,
-            Study(space, name, direction),
-            make_scheduler(space, epochs),
-            share,
-        )
-        for name, share in shares
-        if share > 0
+        SearchArm(name, Study(space, name, space.direction), make_scheduler(space, epochs), share)
+        for name, share in arm_shares(space).items()
     ]
+
+
+def arm_shares(space: SearchSpace) -> dict[Arm, float]:
+    """The arms that a search of the space has, each with its share of the epochs, which sum to 1."""
+    control = space.search.control_share if space.controls else 0.0
+    shares: dict[Arm, float] = {"fusion": 1.0 - control, "control": control}
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 def make_scheduler(space: SearchSpace, epochs: int) -> Scheduler:

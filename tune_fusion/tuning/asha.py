@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from tune_fusion.events import RungDecision
 from tune_fusion.space.settings import AshaSettings, rung_epochs
-from tune_fusion.tuning.scheduler import Scheduler
+from tune_fusion.tuning.scheduler import RungScheduler
 
 
-class Asha(Scheduler):
+class Asha(RungScheduler):
     """Decides at each rung whether a trial goes on; needs nothing but the values it is told.
 
     A trial goes on when its value is among the best n // reduction_factor (at least one) of the n values the
-    rung has seen, its own included; equal values go on together. Trials never wait for each other. Epochs are
-    the trials' own counters, so that restarts and reused workers do not shift a rung.
+    rung has seen, its own included; equal values go on together. Trials never wait for each other.
     """
-
-    def __init__(
-        self,
-        settings: AshaSettings,
-        max_epochs: int,
-        direction: Literal["max", "min"],
-        *,
-        enabled: bool = True,
-    ) -> None:
-        self.reduction_factor = settings.reduction_factor
-        self.rungs = rung_epochs(settings, max_epochs) if enabled else ()
-        self._sign = 1.0 if direction == "max" else -1.0
-        self._values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.rungs}
 
     def judge(self, trial: int, epoch: int, value: float) -> RungDecision | None:
         """Whether `trial`, whose metric is `value` after `epoch`, goes on; None where there is no rung."""
         if epoch not in self._values:
             return None
-        values = sorted((self._values[epoch] | {trial: self._sign * value}).values(), reverse=True)
-        kept = max(1, len(values) // self.reduction_factor)
+        values = self.ranked(trial, epoch, value)
+        kept = max(1, len(values) // self._factor)
         cutoff = values[kept - 1]
         return RungDecision(
             seen=len(values), kept=kept, cutoff=self._sign * cutoff, goes_on=self._sign * value >= cutoff
         )
-
-    def tell(self, trial: int, epoch: int, value: float) -> None:
-        """Remember what `trial` reached; it counts once a rung."""
-        if epoch in self._values:
-            self._values[epoch][trial] = self._sign * value
-
-    @property
-    def values(self) -> dict[int, dict[int, float]]:
-        """What each rung has seen: the metric by trial, by epoch of the rung."""
-        return {
-            epoch: {trial: self._sign * value for trial, value in rung.items()}
-            for epoch, rung in self._values.items()
-        }
 
 
 def expected_trials(settings: AshaSettings, max_epochs: int, trials: float) -> list[tuple[int, float]]:

@@ -187,7 +187,7 @@ class Engine:
             if not live.handed_out and not live.paused:
                 return self._hand_out(number)
         while (arm := self.next_arm()) is not None:
-            promoted = arm.asha.promote(self._paused(arm))
+            promoted = arm.scheduler.promote(self._paused(arm))
             if promoted is not None:
                 return self._promote(promoted)
             trial = self._new_trial(arm)
@@ -248,7 +248,7 @@ class Engine:
 
     def _paused(self, arm: SearchArm) -> list[int]:
         """The arm's trials that wait at a rung."""
-        if not arm.asha.pauses:
+        if not arm.scheduler.pauses:
             return []
         return [number for number, live in self._live.items() if live.paused and live.arm is arm]
 
@@ -256,7 +256,7 @@ class Engine:
         """End what waits in vain in the arm of a trial that has just paused."""
         arm = self._live[number].arm
         if arm is not None:
-            for other in arm.asha.surplus(self._paused(arm)):
+            for other in arm.scheduler.surplus(self._paused(arm)):
                 self._give_up(other)
 
     def _give_up(self, number: int) -> None:
@@ -275,12 +275,12 @@ class Engine:
         has not yet, and the others are given up.
         """
         for arm in self.arms:
-            number = arm.asha.promote(self._paused(arm))
+            number = arm.scheduler.promote(self._paused(arm))
             if number is not None:
                 return self._promote(number)
         for arm in self.arms:
             paused = self._paused(arm)
-            if any(live.arm is arm and not live.paused for live in self._live.values()):
+            if not paused or any(live.arm is arm and not live.paused for live in self._live.values()):
                 continue
             best = self.record.best(arm=arm.name)
             if best is not None and best.number in paused:
@@ -380,7 +380,7 @@ class Engine:
         if diverged or epoch >= self.record.trials[number].max_epochs:
             return None
         arm = self._live[number].arm
-        return None if arm is None else arm.asha.judge(number, epoch, metrics[self.space.rung_metric])
+        return None if arm is None else arm.scheduler.judge(number, epoch, metrics[self.space.rung_metric])
 
     def verdict(
         self, trial: TrialRecord, epoch: int, rung: RungDecision | None, diverged: bool
@@ -391,7 +391,7 @@ class Engine:
         if epoch >= trial.max_epochs:
             return TrialState.COMPLETED, ""
         arm = self._live[trial.number].arm
-        if self._stops(trial, rung) and not (arm is not None and arm.asha.pauses):
+        if self._stops(trial, rung) and not (arm is not None and arm.scheduler.pauses):
             return TrialState.STOPPED, f"stopped at rung {epoch}"
         return None, ""
 
@@ -464,8 +464,8 @@ class Engine:
         if arm is not None:
             arm.took_epoch(self.record.sign * event.metrics.get(self.record.metric, math.nan))
         if arm is not None and event.rung is not None:
-            arm.asha.tell(event.trial, event.epoch, event.metrics[self.space.rung_metric])
-        if arm is not None and arm.asha.pauses and event.ends is None and self._stops(trial, event.rung):
+            arm.scheduler.tell(event.trial, event.epoch, event.metrics[self.space.rung_metric])
+        if arm is not None and arm.scheduler.pauses and event.ends is None and self._stops(trial, event.rung):
             live.paused, live.handed_out = True, False
             arm.running -= 1
             if live.suggestion is not None:

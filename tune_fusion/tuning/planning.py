@@ -75,10 +75,8 @@ def costs(checked: Checked, bench: Workbench, packing: Packing, output: Path) ->
     """Hours, memory, disk and GPU-hours of the whole search."""
     seconds = expected_seconds(checked, packing)
     hours = seconds / 3600
-    needed, free = (
-        room.needed_bytes(bench, room.with_files(checked.space, packing.trials)),
-        room.free_bytes(output),
-    )
+    needed = room.needed_bytes(bench, room.with_files(checked.space, packing.trials))
+    free = room.free_bytes(output)
     return "\n".join(
         [
             f"cost with {packing.trials} trials at once (start-up, and slots that wait for the last trials, "

@@ -11,6 +11,7 @@ from tune_fusion.space.domain import largest
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.settings import rung_epochs
 from tune_fusion.training.workbench import Workbench
+from tune_fusion.tuning.arms import arm_shares
 from tune_fusion.tuning.promotion import WAITING
 
 # A checkpoint is the model and at most three values of state a parameter; two are kept of each trial, and a
@@ -27,8 +28,8 @@ def with_files(space: SearchSpace, slots: int) -> int:
     if space.search.scheduler != "promotion":
         return slots
     rungs = rung_epochs(space.asha, int(largest(space.training["epochs"])))
-    arms = 2 if space.controls and space.search.control_share else 1
-    return max(slots, min(space.search.trials, slots + arms * len(rungs) * WAITING))
+    waiting = len(arm_shares(space)) * len(rungs) * WAITING
+    return max(slots, min(space.search.trials, slots + waiting))
 
 
 def needed_bytes(bench: Workbench, slots: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tune_fusion.events import RungDecision
+from tune_fusion.space.settings import AshaSettings, rung_epochs
 
 
 class Scheduler(Protocol):
@@ -38,3 +39,40 @@ class Scheduler(Protocol):
     def surplus(self, paused: Collection[int]) -> list[int]:
         """Those of the paused trials that wait in vain, as others will always come first; changes nothing."""
         return []
+
+
+class RungScheduler(Scheduler):
+    """What schedulers with rungs have in common: what each rung has seen of which trial.
+
+    Epochs are the trials' own counters, so that restarts and reused workers do not shift a rung.
+    """
+
+    def __init__(
+        self,
+        settings: AshaSettings,
+        max_epochs: int,
+        direction: Literal["max", "min"],
+        *,
+        enabled: bool = True,
+    ) -> None:
+        self._factor = settings.reduction_factor
+        self.rungs = rung_epochs(settings, max_epochs) if enabled else ()
+        self._sign = 1.0 if direction == "max" else -1.0
+        self._values: dict[int, dict[int, float]] = {epoch: {} for epoch in self.rungs}
+
+    def tell(self, trial: int, epoch: int, value: float) -> None:
+        """Remember what `trial` reached; it counts once a rung."""
+        if epoch in self._values:
+            self._values[epoch][trial] = self._sign * value
+
+    def ranked(self, trial: int, epoch: int, value: float) -> list[float]:
+        """What the rung at `epoch` has seen, `trial` included, the best first; the larger, the better."""
+        return sorted((self._values[epoch] | {trial: self._sign * value}).values(), reverse=True)
+
+    @property
+    def values(self) -> dict[int, dict[int, float]]:
+        """What each rung has seen: the metric by trial, by epoch of the rung."""
+        return {
+            epoch: {trial: self._sign * value for trial, value in rung.items()}
+            for epoch, rung in self._values.items()
+        }

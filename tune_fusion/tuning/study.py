@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from tune_fusion.records import TrialRecord, TrialState
-from tune_fusion.space.configuration import Configuration
+from tune_fusion.space.configuration import Configuration, flat_name
 from tune_fusion.space.domain import same_value
 from tune_fusion.space.sampling import Arm, Scalar, default_parameters, draw, grid_parameters
 from tune_fusion.space.schema import SearchSpace
@@ -127,7 +127,7 @@ class Study:
         Raises ValueError where the space does not allow these answers (any more), or they would no longer
         mean what they meant in `configuration`; the study is unchanged.
         """
-        drawn = draw(self._space, self._arm, _Repeating(parameters))
+        drawn = draw(self._space, self._arm, Repeating(parameters))
         _check_meaning(parameters, configuration, drawn)
         if origin == "default" and dict(parameters) in self._defaults:
             self._defaults.remove(dict(parameters))
@@ -242,26 +242,27 @@ def _check_meaning(parameters: Mapping[str, Scalar], before: Configuration, now:
     """ValueError where an answer is not heeded any more: what was open then is another constant now."""
     flat_before, flat_now = before.flat(), now.flat()
     for name in parameters:
-        # "low.adam.lr" is "low.lr" in a configuration, where nothing else could be meant.
-        parts = name.split(".")
-        key = ".".join(dict.fromkeys((parts[0], parts[-1])))
+        key = flat_name(name)
         if not same_value(flat_before.get(key), flat_now.get(key)):
             raise ValueError(f"{name}: is {flat_now.get(key)!r} now, not {flat_before.get(key)!r}")
 
 
-class _Repeating:
+class Repeating:
     """A suggester that gives recorded answers, and ValueError where they do not answer what is asked."""
 
     def __init__(self, answers: Mapping[str, Scalar]) -> None:
         self._answers = answers
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """The number that is answered."""
         return self._within(name, low, high)
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
+        """The whole number that is answered."""
         return int(self._within(name, low, high))
 
     def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Scalar:
+        """The choice that is answered."""
         answer = self._answer(name)
         if not any(same_value(answer, choice) for choice in choices):
             raise ValueError(f"{name}: {answer!r} is not among the choices {list(choices)}")
