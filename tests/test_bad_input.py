@@ -189,13 +189,13 @@ def test_a_name_that_exists_is_never_overwritten(refused, tmp_path):
 
 def test_output_that_is_a_file(refused, tmp_path):
     (tmp_path / "out").write_text("")
-    assert re.search(r"--output out.*not a folder", refused("--space", write(tmp_path), "--output", "out"))
+    assert re.search(r"--storage out.*not a folder", refused("--space", write(tmp_path), "--storage", "out"))
 
 
 def test_output_that_cannot_be_written(refused, tmp_path):
     # /proc refuses new folders to everybody, root included.
     assert re.search(
-        r"--output /proc.*not writable", refused("--space", write(tmp_path), "--output", "/proc/x")
+        r"--storage /proc.*not writable", refused("--space", write(tmp_path), "--storage", "/proc/x")
     )
 
 

@@ -241,6 +241,6 @@ def test_the_epochs_on_disk_are_plain_json(config, tmp_path):
 
 def test_an_empty_output_folder_is_refused(capsys):
     with pytest.raises(SystemExit) as ended_with:
-        search.main(["--space", "digits", "--output", ""])
+        search.main(["--space", "digits", "--storage", ""])
     assert ended_with.value.code == 2
-    assert "argument --output: needs the path of a folder, got an empty text" in capsys.readouterr().err
+    assert "argument --storage: needs the path of a folder, got an empty text" in capsys.readouterr().err

@@ -274,7 +274,7 @@ def test_a_space_or_data_that_are_not_the_searchs_are_refused(searched, searches
 
 def test_a_search_that_is_to_be_confirmed_is_confirmed(searches, tmp_path):
     words = ["--space", "digits", "--name", "first", "--trials", 2, "--epochs", 1, *QUICK, "--confirm"]
-    options = ["--top", 1, "--seeds", 2, "--output", "results", "--set", "space.controls=[adam]"]
+    options = ["--top", 1, "--seeds", 2, "--storage", "results", "--set", "space.controls=[adam]"]
     code, out, err = searches.run(tmp_path, *words, *options)
     assert (code, err) == (0, "")
     search, _, confirmation = out.partition("first completed: ")[2].partition(

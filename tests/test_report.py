@@ -75,7 +75,7 @@ def write_answer(folder):
 def test_a_report_is_written_and_its_place_is_said(tmp_path, capsys):
     folder = write_search(tmp_path, "first")
     before = (folder / "journal.jsonl").read_bytes()
-    assert report.main(["first", "--output", str(tmp_path)]) == 0
+    assert report.main(["first", "--storage", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert f"report     {folder / 'report.html'}" in out
     assert "not confirmed yet" in out
@@ -87,14 +87,14 @@ def test_a_search_that_still_runs_can_be_reported(tmp_path):
     folder = write_search(tmp_path, "open", closed=False)
     with (folder / "journal.jsonl").open("ab") as journal:
         journal.write(b'{"n":99,"event"')  # the line that is being written
-    assert report.main(["open", "--output", str(tmp_path)]) == 0
+    assert report.main(["open", "--storage", str(tmp_path)]) == 0
     assert "running" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_confirmed_search_has_its_answer(tmp_path, capsys):
     folder = write_search(tmp_path, "first")
     found = write_answer(folder)
-    assert report.main(["first", "--output", str(tmp_path)]) == 0
+    assert report.main(["first", "--storage", str(tmp_path)]) == 0
     assert found.sentence in capsys.readouterr().out
     assert found.comparisons[0].verdict == "wins"
 
@@ -105,16 +105,16 @@ def test_a_damaged_answer_is_no_missing_one(tmp_path, content):
     (folder / "confirmation").mkdir()
     (folder / "confirmation" / "confirmation.json").write_text(content)
     with pytest.raises(InputError, match=r"confirmation\.json: holds no answer that can be read"):
-        report.main(["first", "--output", str(tmp_path)])
+        report.main(["first", "--storage", str(tmp_path)])
     assert not (folder / "report.html").exists()
 
 
 def test_searches_are_compared(tmp_path, capsys):
     for name, data in (("first", "d" * 64), ("second", "d" * 64), ("other", "e" * 64)):
         write_search(tmp_path, name, data=data)
-    assert report.main(["first", "--compare", "second", "--output", str(tmp_path)]) == 0
+    assert report.main(["first", "--compare", "second", "--storage", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"comparison {tmp_path / 'compare.html'}\n"
-    assert report.main(["--compare", "first", "other", "--output", str(tmp_path)]) == 0
+    assert report.main(["--compare", "first", "other", "--storage", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith("careful: These searches have different data")
 
 
@@ -129,7 +129,7 @@ def test_searches_are_compared(tmp_path, capsys):
 def test_what_is_unknown_is_refused(tmp_path, arguments, message):
     write_search(tmp_path, "first")
     with pytest.raises(InputError, match=message):
-        report.main([*arguments, "--output", str(tmp_path)])
+        report.main([*arguments, "--storage", str(tmp_path)])
     assert not list(tmp_path.rglob("*.html"))
 
 
@@ -154,7 +154,7 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path):
     folder = write_search(tmp_path, "first")
     (folder / "figures").write_text("in the way")
     with pytest.raises(TuneFusionError, match=r"first: the report cannot be written: .*figures"):
-        report.main(["first", "--output", str(tmp_path)])
+        report.main(["first", "--storage", str(tmp_path)])
 
 
 def test_help_loads_nothing_heavy():

@@ -70,7 +70,7 @@ def test_a_search_that_is_not_there(tmp_path):
     with pytest.raises(InputError) as refused:
         find_run(tmp_path / "runs", "first", "--resume")
     assert str(refused.value) == f"--resume first: {tmp_path / 'runs'} holds no search of that name; " + (
-        "--output says where searches are kept"
+        "--storage says where searches are kept"
     )
     (tmp_path / "runs" / "first").mkdir(parents=True)
     with pytest.raises(InputError, match=r"runs/first has no journal.jsonl, from which a search goes on"):

@@ -63,9 +63,9 @@ def test_only_what_was_run_is_a_run_in_mlflow(folder):
 
 def test_mlflow_tells_the_same_of_the_first_search_as_its_folder(folder, tmp_path):
     store = f"sqlite:///{folder / 'mlflow.db'}"
-    request = Request(output=tmp_path, tracking_uri=store, warm_start="first")
+    request = Request(storage=tmp_path, tracking_uri=store, warm_start="first")
     logged = find_earlier(request, "digits")
-    known = find_earlier(Request(output=folder / "runs", warm_start="first"), "digits")
+    known = find_earlier(Request(storage=folder / "runs", warm_start="first"), "digits")
     assert (logged.folder, logged.name, logged.conditions) == (None, "first", known.conditions)
     for one, other in zip(logged.trials, known.trials, strict=True):
         for field in ("number", "arm", "origin", "configuration", "parameters", "state", "single"):

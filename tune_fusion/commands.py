@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 from tune_fusion.errors import InputError, TuneFusionError, suggest
 
-DEFAULT_OUTPUT = Path("runs")
+DEFAULT_STORAGE = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
 
 
@@ -96,7 +96,7 @@ def check_space_given(options: argparse.Namespace) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The option that says where searches are kept; all commands share it."""
     parser.add_argument(
-        "--output", type=_folder, default=DEFAULT_OUTPUT, metavar="DIR", help="default: %(default)s"
+        "--storage", type=_folder, default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s"
     )
 
 
@@ -113,7 +113,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 def places(options: argparse.Namespace) -> dict[str, Any]:
     """What the options of `add_places` say, as the fields of a `Request`."""
     return {
-        "output": options.output,
+        "storage": options.storage,
         "tracking_uri": options.tracking_uri or DEFAULT_TRACKING,
         "tracking_given": options.tracking_uri is not None,
     }

@@ -19,8 +19,8 @@ def cache_root() -> Path:
 def new_folder(path: Path, place: str, name_place: str | None = None) -> Path:
     """The absolute form of `path`, which does not exist yet and can be made. Makes nothing.
 
-    Raises InputError where it cannot be made, starting with `place` (such as ``--output runs``), and where it
-    exists already, starting with `name_place` if its last part was given apart.
+    Raises InputError where it cannot be made, starting with `place` (such as ``--storage runs``), and where
+    it exists already, starting with `name_place` if its last part was given apart.
     """
     try:
         folder = path.expanduser().resolve()

@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_output(parser)
     options = parser.parse(arguments)
     commands.check_space_given(options)
-    commands.say(_plan(options.space, commands.overrides(options), options.concurrent, options.output))
+    commands.say(_plan(options.space, commands.overrides(options), options.concurrent, options.storage))
     return 0
 
 
-def _plan(space: str, overrides: tuple[str, ...], concurrent: int | None, output: Path) -> str:
+def _plan(space: str, overrides: tuple[str, ...], concurrent: int | None, storage: Path) -> str:
     from tune_fusion.reporting.live import Waiting
 
     with Waiting("checking the space, reading the data, measuring a training step"):
@@ -36,7 +36,7 @@ def _plan(space: str, overrides: tuple[str, ...], concurrent: int | None, output
         from tune_fusion.tuning.planning import check_plan, describe_search
 
         checked = check_plan(check_space(space, overrides))
-        return describe_search(checked, prove(checked, pick_device(0)), concurrent, output)
+        return describe_search(checked, prove(checked, pick_device(0)), concurrent, storage)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("needs the NAME of a search")
     if options.compare and len(names) < 2:
         parser.error("argument --compare: needs two searches or more")
-    return _compare(options.output, names) if options.compare else _report(options)
+    return _compare(options.storage, names) if options.compare else _report(options)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def _report(options: argparse.Namespace) -> int:
     from tune_fusion.reporting.results import read_answer, read_json
     from tune_fusion.runs import find_run, read_past
 
-    past = read_past(find_run(options.output, options.name, "NAME"))
+    past = read_past(find_run(options.storage, options.name, "NAME"))
     answer = read_answer(past.folder)
     if options.paper:
         text = past.session.space.text
@@ -57,12 +57,12 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(output: Path, names: Sequence[str]) -> int:
+def _compare(storage: Path, names: Sequence[str]) -> int:
     from tune_fusion.reporting.compare import Compared, warnings, write_comparison
     from tune_fusion.reporting.results import read_answer
     from tune_fusion.runs import find_run, read_past
 
-    pasts = [read_past(find_run(output, name, "--compare")) for name in names]
+    pasts = [read_past(find_run(storage, name, "--compare")) for name in names]
     searches = [Compared(past.chronicle, read_answer(past.folder)) for past in pasts]
     folder = pasts[0].folder.path.parent
     with _writing(folder):

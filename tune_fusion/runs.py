@@ -1,4 +1,4 @@
-"""The folder of a search, ``OUTPUT/NAME``: its name and what lies where in it."""
+"""The folder of a search, ``STORAGE/NAME``: its name and what lies where in it."""
 
 from __future__ import annotations
 
@@ -121,25 +121,25 @@ class Past:
         return self.chronicle.status == "completed"
 
 
-def run_folder(output: Path, name: str, option: str) -> RunFolder:
+def run_folder(storage: Path, name: str, option: str) -> RunFolder:
     """The folder of the search `name`; InputError, starting with `option`, for a name that is none."""
     if not _NAME.fullmatch(name):
         raise InputError(
             f"{option} {name!r}: a name starts with a letter or digit and has letters, digits, '.', '_' and "
             "'-' only, at most 128 of them"
         )
-    return RunFolder(output.expanduser().resolve() / name)
+    return RunFolder(storage.expanduser().resolve() / name)
 
 
-def find_run(output: Path, name: str, option: str) -> RunFolder:
+def find_run(storage: Path, name: str, option: str) -> RunFolder:
     """The folder of a search that exists; InputError, starting with `option`, where there is none."""
-    folder = run_folder(output, name, option)
+    folder = run_folder(storage, name, option)
     if not folder.journal.is_file():
         try:
             known = sorted(path.parent.name for path in folder.path.parent.glob("[!.]*/journal.jsonl"))
         except OSError:
             known = []
-        hint = suggest(name, known) if known else "--output says where searches are kept"
+        hint = suggest(name, known) if known else "--storage says where searches are kept"
         if folder.path.exists():
             raise InputError(
                 f"{option} {name}: {folder.path} has no {folder.journal.name}, from which a search goes on; "

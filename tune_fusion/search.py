@@ -117,7 +117,7 @@ def _search(options: argparse.Namespace, started: float) -> int:
         commands.tell_problems(_COMMAND, outcome.problems)
         code = interruption.exit_code if interruption.signalled else outcome.exit_code
     if options.confirm and code == 0:
-        names = ("output", "tracking_uri", "address", "concurrent", "offline", *_CONFIRMATION)
+        names = ("storage", "tracking_uri", "address", "concurrent", "offline", *_CONFIRMATION)
         commands.become("tune_fusion.confirm", [outcome.record.name, *commands.typed(options, *names)])
     return code
 

@@ -31,7 +31,7 @@ def _sync(options: argparse.Namespace) -> int:
     from tune_fusion.tuning.preflight import Request, as_before, later
 
     request = Request(name=options.name, **commands.places(options))
-    with reopened(request.output, options.name, "NAME") as past:
+    with reopened(request.storage, options.name, "NAME") as past:
         request = as_before(request, past.session)
         check_tracking(request.tracking_uri)
         again = later("sync", request, options.name)

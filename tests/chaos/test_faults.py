@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_ends_the_search_until_there_is_room(undisturbed, s
     with small_disk(tmp_path / "disk", 64 * 1024) as disk:
         output = disk / "runs"
         folder = output / "full"
-        process = searches.start(tmp_path, *SEARCH, "--name", "full", "--output", output)
+        process = searches.start(tmp_path, *SEARCH, "--name", "full", "--storage", output)
         moment = chance.randrange(3, decided(undisturbed) - 8)
         wait_until(lambda: decided(folder) >= moment, process=process)
         ballast = fill(disk)
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_ends_the_search_until_there_is_room(undisturbed, s
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(searches, tmp_path):
     with small_disk(tmp_path / "disk", 8 * 1024) as disk:
-        code, out, err = searches.run(tmp_path, *SEARCH, "--name", "cramped", "--output", disk / "runs")
+        code, out, err = searches.run(tmp_path, *SEARCH, "--name", "cramped", "--storage", disk / "runs")
         assert (code, out) == (2, "")
         assert re.search(r"of 1 trials at once need \d+ MB, 8 MB are free there: make room", err)
         assert err.count("\n") == 1

@@ -222,7 +222,9 @@ def test_a_journal_that_lost_its_end_is_completed_to_the_same(undisturbed, searc
         folder = place / f"cut{cut}" / "calm"
         shutil.copytree(undisturbed.folder, folder)
         (folder / "journal.jsonl").write_bytes(whole[:-lost])
-        code, out, err = searches.run(place, "--resume", "calm", "--output", folder.parent, "--concurrent", 1)
+        code, out, err = searches.run(
+            place, "--resume", "calm", "--storage", folder.parent, "--concurrent", 1
+        )
         assert (code, err) == (0, ""), f"{lost} bytes lost: {err}"
         assert "calm completed: " in out
         check_same(folder, undisturbed.folder)

@@ -157,7 +157,7 @@ def test_the_job_runs_a_search_with_options_that_it_has():
     assert resolve_space(options.space).exists()
     mounts = clusters()[1]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     shared = next(mount["mountPath"] for mount in mounts if mount["name"] == "shared")
-    assert Path(options.output).is_relative_to(shared)
+    assert Path(options.storage).is_relative_to(shared)
 
 
 def test_the_policy_selects_the_pods_of_ray():

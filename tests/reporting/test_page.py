@@ -168,7 +168,7 @@ def test_any_search_has_a_report(tmp_path, trials, status):
     assert {name for name in page.ids if name.startswith("figure-")} == {f"figure-{name}" for name in FIGURES}
     assert len(paths) == 1 + page.tags.count("svg")
     assert "Not confirmed yet" in page.text
-    assert f"python -m tune_fusion.confirm {tmp_path.name} --output {tmp_path.parent}" in page.text
+    assert f"python -m tune_fusion.confirm {tmp_path.name} --storage {tmp_path.parent}" in page.text
 
 
 @pytest.mark.parametrize("changes", [{"metric": "val_loss"}, {"fusions": False}])

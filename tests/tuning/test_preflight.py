@@ -43,14 +43,14 @@ def test_the_folder_is_absolute_free_and_not_made(checked, tmp_path):
 
 
 def test_a_search_without_a_name_is_called_after_its_space_and_the_time(checked, tmp_path):
-    folder = check_name(request_for(output=tmp_path / "a" / "b"), checked)
+    folder = check_name(request_for(storage=tmp_path / "a" / "b"), checked)
     assert folder.path.parent == tmp_path / "a" / "b"
     assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
 
 
 def test_a_home_folder_is_understood(checked, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert check_name(request_for(name="x", output=Path("~/out")), checked).path == tmp_path / "out" / "x"
+    assert check_name(request_for(name="x", storage=Path("~/out")), checked).path == tmp_path / "out" / "x"
 
 
 def test_a_name_that_is_none(checked):
@@ -69,7 +69,7 @@ def test_what_exists_is_never_overwritten(checked, tmp_path, kind):
 
 def test_an_output_inside_a_file(checked, tmp_path):
     (tmp_path / "runs").write_text("mine")
-    with pytest.raises(InputError, match=re.escape(f"--output runs: {tmp_path / 'runs'} is not a folder")):
+    with pytest.raises(InputError, match=re.escape(f"--storage runs: {tmp_path / 'runs'} is not a folder")):
         check_name(request_for(name="first"), checked)
 
 
@@ -78,7 +78,7 @@ def test_an_output_that_cannot_be_written(checked, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
-    with pytest.raises(InputError, match=r"--output runs: .* is not writable \(Read-only file system\)"):
+    with pytest.raises(InputError, match=r"--storage runs: .* is not writable \(Read-only file system\)"):
         check_name(request_for(name="first"), checked)
 
 
@@ -115,13 +115,13 @@ def test_the_store_that_is_there_is_not_changed_by_asking(tmp_path):
         ("sync", {}, ["first"]),
         (
             "search",
-            {"output": Path("my runs"), "tracking_uri": "http://me:secret@host:5000", "address": "auto"},
+            {"storage": Path("my runs"), "tracking_uri": "http://me:secret@host:5000", "address": "auto"},
             [
-                *("--resume", "first", "--output", "my runs"),
+                *("--resume", "first", "--storage", "my runs"),
                 *("--tracking-uri", "http://me:***@host:5000", "--address", "auto"),
             ],
         ),
-        ("sync", {"output": Path("/x"), "address": "auto", "concurrent": 2}, ["first", "--output", "/x"]),
+        ("sync", {"storage": Path("/x"), "address": "auto", "concurrent": 2}, ["first", "--storage", "/x"]),
         ("search", {"concurrent": 2}, ["--resume", "first", "--concurrent", "2"]),
     ],
 )

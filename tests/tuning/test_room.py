@@ -39,7 +39,7 @@ def test_a_disk_without_room_is_refused_with_what_is_needed_and_what_there_is(be
         folder = disk / "a" / "runs" / "first"
         needed = f"{needed_bytes(bench, 2) / MEGABYTE:,.0f} MB"
         expected = (
-            f"--output {folder.parent}: checkpoints and weights of 2 trials at once need {needed}, "
+            f"--storage {folder.parent}: checkpoints and weights of 2 trials at once need {needed}, "
             "4 MB are free there"
         )
         with pytest.raises(InputError, match=re.escape(expected)):

@@ -62,7 +62,7 @@ def output(tmp_path):
 
 @pytest.fixture
 def earlier(output):
-    return find_earlier(Request(output=output, warm_start="first"), "made")
+    return find_earlier(Request(storage=output, warm_start="first"), "made")
 
 
 def warm(earlier, text=SPACE, **changes):
@@ -234,7 +234,7 @@ def test_the_earlier_search_of_an_earlier_search_is_still_named(earlier, output)
     engine, events = warm(earlier, search__trials=6)
     run(engine)
     write_search(output, "second", events)
-    third, _ = warm(find_earlier(Request(output=output, warm_start="second"), "made"))
+    third, _ = warm(find_earlier(Request(storage=output, warm_start="second"), "made"))
     assert {t.source for t in third.record.inherited} == {"first", "second"}
     sources = [(t.source, t.source_trial) for t in third.record.inherited]
     assert sources == [("first", t.number) for t in earlier.trials] + [
@@ -339,13 +339,13 @@ def test_where_nothing_is_found_or_nothing_has_ended(output, tmp_path):
     with pytest.raises(
         InputError, match=r"there is neither a search .*runs/other .* nor, in sqlite.*none.db"
     ):
-        find_earlier(Request(output=output, tracking_uri=store, warm_start="other"), "made")
+        find_earlier(Request(storage=output, tracking_uri=store, warm_start="other"), "made")
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(InputError, match=r"--warm-start '../x': a name starts with"):
-        find_earlier(Request(output=output, warm_start="../x"), "made")
+        find_earlier(Request(storage=output, warm_start="../x"), "made")
     write_search(output, "empty", [session_of(EARLIER)])
     with pytest.raises(InputError, match="--warm-start empty: has no trial that has ended with a result"):
-        find_earlier(Request(output=output, warm_start="empty"), "made")
+        find_earlier(Request(storage=output, warm_start="empty"), "made")
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ class Compared:
         return self.chronicle.record.name
 
 
-def write_comparison(output: Path, searches: Sequence[Compared]) -> list[Path]:
-    """Write ``compare.html``, and ``figures/compare-*.png``, into `output`; returns what was written.
+def write_comparison(storage: Path, searches: Sequence[Compared]) -> list[Path]:
+    """Write ``compare.html``, and ``figures/compare-*.png``, into `storage`; returns what was written.
 
     OSError where a file cannot be written.
     """
@@ -56,7 +56,7 @@ def write_comparison(output: Path, searches: Sequence[Compared]) -> list[Path]:
         tables=[overview(searches), answers(searches)],
         sections=[section],
     )
-    return save_page(output / "compare.html", page, section.figures)
+    return save_page(storage / "compare.html", page, section.figures)
 
 
 def warnings(searches: Sequence[Compared]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tune_fusion.commands import DEFAULT_OUTPUT
+from tune_fusion.commands import DEFAULT_STORAGE
 from tune_fusion.events import Chronicle
 from tune_fusion.records import SearchRecord
 from tune_fusion.reporting import page_tables as tables
@@ -204,7 +204,7 @@ def confirm_command(folder: RunFolder) -> str:
 
 def _output(folder: RunFolder) -> str:
     parent = folder.path.parent
-    return "" if parent == DEFAULT_OUTPUT.resolve() else f" --output {parent}"
+    return "" if parent == DEFAULT_STORAGE.resolve() else f" --storage {parent}"
 
 
 def _model_lines(folder: RunFolder) -> list[str]:

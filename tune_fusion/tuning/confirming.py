@@ -77,7 +77,7 @@ def run_confirmation(
     """
     with ExitStack() as stack:
         assert request.name is not None
-        search = stack.enter_context(reopened(request.output, request.name, "NAME"))
+        search = stack.enter_context(reopened(request.storage, request.name, "NAME"))
         folder = search.folder.confirmation
         past = read_past(folder) if folder.journal.is_file() else None
         request = as_before(request, (past or search).session)

@@ -54,7 +54,7 @@ def run_search(
     Raises InputError before anything is written; once trials run, whatever happens becomes an `Outcome`.
     """
     with ExitStack() as stack:
-        past = stack.enter_context(reopened(request.output, request.resume)) if request.resume else None
+        past = stack.enter_context(reopened(request.storage, request.resume)) if request.resume else None
         moved: list[str] = []
         if past is not None:
             request = as_before(request, past.session)

@@ -17,7 +17,7 @@ def revisit(request: Request, trials: int | None) -> Outcome | None:
     """
     if request.resume is None:
         return None
-    with reopened(request.output, request.resume) as past:
+    with reopened(request.storage, request.resume) as past:
         record = past.chronicle.record
         changed = request.space is not None or any(
             not override.startswith("search.trials=") for override in request.overrides

@@ -31,12 +31,12 @@ class Opened:
 
 
 @contextmanager
-def reopened(output: Path, name: str, option: str = "--resume") -> Iterator[Past]:
+def reopened(storage: Path, name: str, option: str = "--resume") -> Iterator[Past]:
     """A search of earlier, owned until the body ends; `option` gave its name.
 
     Raises InputError where there is none, another driver runs it, or its journal is damaged.
     """
-    folder = find_run(output, name, option)
+    folder = find_run(storage, name, option)
     with owned(folder.path):
         yield read_past(folder)
 

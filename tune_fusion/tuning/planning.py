@@ -34,7 +34,7 @@ def check_plan(checked: Checked) -> Checked:
     return checked
 
 
-def describe_search(checked: Checked, bench: Workbench, concurrent: int | None, output: Path) -> str:
+def describe_search(checked: Checked, bench: Workbench, concurrent: int | None, storage: Path) -> str:
     """The probe, the expected trials at each rung, and hours, memory, disk and GPU-hours.
 
     `checked` is what `check_plan` gave and `bench` its proven workbench; at most `concurrent` trials run at
@@ -47,7 +47,7 @@ def describe_search(checked: Checked, bench: Workbench, concurrent: int | None, 
             header(checked),
             probe_table(checked, packing),
             rungs(checked, make_arms(checked.space)),
-            costs(checked, bench, packing, output),
+            costs(checked, bench, packing, storage),
         ]
     )
 
@@ -71,12 +71,12 @@ def probe_table(checked: Checked, packing: Packing) -> str:
     return "\n".join(lines)
 
 
-def costs(checked: Checked, bench: Workbench, packing: Packing, output: Path) -> str:
+def costs(checked: Checked, bench: Workbench, packing: Packing, storage: Path) -> str:
     """Hours, memory, disk and GPU-hours of the whole search."""
     seconds = expected_seconds(checked, packing)
     hours = seconds / 3600
     needed = room.needed_bytes(bench, room.with_files(checked.space, packing.trials))
-    free = room.free_bytes(output)
+    free = room.free_bytes(storage)
     return "\n".join(
         [
             f"cost with {packing.trials} trials at once (start-up, and slots that wait for the last trials, "
@@ -85,7 +85,7 @@ def costs(checked: Checked, bench: Workbench, packing: Packing, output: Path) ->
             f"  GPU-hours  {hours * packing.trials * packing.gpu:.2f}",
             f"  CPU-hours  {hours * packing.trials * packing.cpu:.2f}",
             *(f"  {name:<10} {words}{_too_much(packing)}" for name, words in memory_words(packing).items()),
-            f"  disk       at most {room.megabytes(needed)} of {room.megabytes(free)} in {output}",
+            f"  disk       at most {room.megabytes(needed)} of {room.megabytes(free)} in {storage}",
         ]
     )
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tune_fusion.commands import DEFAULT_OUTPUT, DEFAULT_TRACKING
+from tune_fusion.commands import DEFAULT_STORAGE, DEFAULT_TRACKING
 from tune_fusion.errors import InputError
 from tune_fusion.events import Session
 from tune_fusion.folders import new_folder
@@ -29,7 +29,7 @@ class Request:
     """None only where `resume` names a search."""
     overrides: tuple[str, ...] = ()
     name: str | None = None
-    output: Path = DEFAULT_OUTPUT
+    storage: Path = DEFAULT_STORAGE
     tracking_uri: str = DEFAULT_TRACKING
     tracking_given: bool = True
     """False where `tracking_uri` is only the default: a search that goes on keeps its own store."""
@@ -57,10 +57,10 @@ def check_name(request: Request, checked: Checked) -> RunFolder:
     name = request.name
     if name is None:
         name = f"{checked.space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = run_folder(request.output, name, "--name")
+    folder = run_folder(request.storage, name, "--name")
     holder = owner(folder.path) if folder.path.is_dir() else None
     place = f"--name {name}" if holder is None else f"--name {name} (being run by {holder})"
-    new_folder(folder.path, f"--output {request.output}", place)
+    new_folder(folder.path, f"--storage {request.storage}", place)
     return folder
 
 
@@ -110,8 +110,8 @@ def later(command: str, request: Request, name: str) -> str:
         *(["--resume"] if command == "search" else []),
         name,
     ]
-    if request.output != DEFAULT_OUTPUT:
-        words += ["--output", str(request.output)]
+    if request.storage != DEFAULT_STORAGE:
+        words += ["--storage", str(request.storage)]
     if request.tracking_uri != DEFAULT_TRACKING and command != "report":
         words += ["--tracking-uri", redact(request.tracking_uri)]
     if command in ("search", "confirm") and request.address is not None:

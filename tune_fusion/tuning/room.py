@@ -47,7 +47,7 @@ def check_room(folder: Path, bench: Workbench, slots: int) -> None:
     needed, free = _lacking_bytes(folder, bench, slots), free_bytes(folder)
     if free < needed:
         raise InputError(
-            f"--output {folder.parent}: checkpoints and weights of {slots} trials at once need "
+            f"--storage {folder.parent}: checkpoints and weights of {slots} trials at once need "
             f"{megabytes(needed)}, {megabytes(free)} are free there: make room, choose another folder or "
             "lower --concurrent"
         )

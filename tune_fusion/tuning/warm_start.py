@@ -60,7 +60,7 @@ def find_earlier(request: Request, experiment: str) -> Earlier:
     """
     assert request.warm_start is not None
     name = request.warm_start
-    folder = run_folder(request.output, name, "--warm-start")
+    folder = run_folder(request.storage, name, "--warm-start")
     found = _of_folder(folder) if folder.journal.is_file() else _of_store(request, name, experiment)
     if not found.trials:
         raise InputError(f"--warm-start {name}: has no trial that has ended with a result")
@@ -148,7 +148,7 @@ def _of_store(request: Request, name: str, experiment: str) -> Earlier:
         raise InputError(f"--warm-start {name}: {redact(uri)}: {error}") from error
     if logged is None:
         raise InputError(
-            f"--warm-start {name}: there is neither a search {request.output / name} (--output) nor, in "
+            f"--warm-start {name}: there is neither a search {request.storage / name} (--storage) nor, in "
             f"{redact(uri)} (--tracking-uri), a run of this id, or of this name in experiment {experiment!r}"
         )
     return Earlier(
