@@ -31,6 +31,7 @@ from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench
 
 TARGET = 1.15
+VALIDATION_BATCHES = 2
 PUBLISHED = {
     "tf_efficientnetv2_s": (488.25, "at 300 px, batch 128"),
     "vit_base_patch16_224": (392.99, "at 224 px, batch 192"),
@@ -46,6 +47,7 @@ class Plan:
     models: tuple[str, ...] = ("tf_efficientnetv2_s", "vit_base_patch16_224")
     image_size: int = 224
     photographs: int = 1024
+    """To train on, which is a multiple of the batch size."""
     batch_size: int = 128
     compile: bool = True
     step_rounds: int = 50
@@ -100,7 +102,9 @@ def measure_steps(plan, name):
 
 def our_steps(plan, name, folder):
     """Trains another step at each call, as a trial does."""
-    data = DataSettings(name=f"folder:{folder}", validation=0.1, image_size=plan.image_size)
+    # What is left to train on fills whole batches, so that one graph is compiled.
+    validation = VALIDATION_BATCHES * plan.batch_size
+    data = DataSettings(name=f"folder:{folder}", validation=validation, image_size=plan.image_size)
     training = TrainingSettings(
         batch_size=plan.batch_size, precision="bfloat16", channels_last=True, compile=plan.compile
     )
@@ -191,18 +195,21 @@ def measure_data(plan, folder):
 
 
 def figures_of(plan):
-    figures = [figure for name in plan.models for figure in measure_steps(plan, name)]
+    """Each figure as soon as it is measured."""
+    for name in plan.models:
+        yield from measure_steps(plan, name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["TUNE_FUSION_CACHE"] = str(folder / "cache")
-        side = round(plan.image_size * 1.15)
-        make_photographs(folder / "photographs", plan.photographs, side, side)
-        for name in plan.models:
-            figures += measure_training(plan, name, folder / "photographs")
         small = Path(os.environ.get("TUNE_FUSION_BENCH_JPEGS") or folder / "small")
         if not small.exists():
             make_photographs(small, plan.small_images, 32, 32)
-        return figures + measure_data(plan, small)
+        yield from measure_data(plan, small)
+        side = round(plan.image_size * 1.15)
+        count = plan.photographs + VALIDATION_BATCHES * plan.batch_size
+        make_photographs(folder / "photographs", count, side, side)
+        for name in plan.models:
+            yield from measure_training(plan, name, folder / "photographs")
 
 
 def measure():

@@ -85,20 +85,18 @@ def _version(package):
     return None
 
 
-def show(figures):
-    """Print figures as a table, one line each, with targets and whether they were met."""
-    width = max(len(figure.name) for figure in figures)
-    for figure in figures:
-        target = ""
-        if figure.target is not None:
-            sign, word = ("<=" if figure.at_most else ">="), ("met" if figure.met else "MISSED")
-            target = f"target {sign} {figure.target:g}: {word}"
-        note = f"  ({figure.note})" if figure.note else ""
-        print(f"{figure.name:<{width}}  {figure.value:>12,.4g} {figure.unit:<10} {target}{note}", flush=True)
+def show(figure):
+    """Print a figure as a line of a table, with its target and whether it was met."""
+    target = ""
+    if figure.target is not None:
+        sign, word = ("<=" if figure.at_most else ">="), ("met" if figure.met else "MISSED")
+        target = f"target {sign} {figure.target:g}: {word}"
+    note = f"  ({figure.note})" if figure.note else ""
+    print(f"{figure.name:<64}  {figure.value:>12,.4g} {figure.unit:<10} {target}{note}", flush=True)
 
 
 def run(name, description, measure, add_options=None):
-    """The command line of a benchmark: ``--json FILE``; `measure` returns its figures.
+    """The command line of a benchmark: ``--json FILE``; `measure` gives its figures, each shown as it comes.
 
     A benchmark with options of its own adds them in `add_options`; `measure` then takes them.
     """
@@ -108,8 +106,10 @@ def run(name, description, measure, add_options=None):
         add_options(parser)
     options = parser.parse_args()
     print(f"== {name}", flush=True)
-    figures = measure() if add_options is None else measure(options)
-    show(figures)
+    figures = []
+    for figure in measure() if add_options is None else measure(options):
+        show(figure)
+        figures.append(figure)
     if options.json:
         content = {"benchmark": name, "machine": machine(), "figures": [asdict(figure) for figure in figures]}
         options.json.parent.mkdir(parents=True, exist_ok=True)

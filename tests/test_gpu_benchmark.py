@@ -36,7 +36,7 @@ def test_every_figure_is_measured(gpu, tmp_path, monkeypatch):
         small_images=80,
         workers=0,
     )
-    figures = gpu.figures_of(plan)
+    figures = list(gpu.figures_of(plan))
     assert all(figure.value > 0 for figure in figures)
     names = [figure.name for figure in figures]
     assert len(names) == len(set(names)) == 2 * (8 + 4) + 3

@@ -64,7 +64,7 @@ def test_a_gradient_that_is_not_finite_in_one_half_skips_both_on_the_gpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_of_hn_adam_does_not_wait_for_the_gpu(fused, dtype):
     params = [nn.Parameter(torch.ones(size, device="cuda", dtype=dtype)) for size in (100_000, 10)]
-    optimizer = HNAdam(params, weight_decay=0.01, fused=fused)
+    optimizer = HNAdam(params, lr=0.1, weight_decay=0.01, fused=fused)  # which bfloat16 can tell from none
     optimizer.collect_statistics = True
     for p in params:
         p.grad = torch.ones_like(p)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from reference import AdaBeliefReference
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from tune_fusion.errors import InputError
 from tune_fusion.optim import registry
@@ -211,6 +212,14 @@ def test_mistakes_are_named(name: str, settings: dict[str, object], message: str
 def test_build_checks_too() -> None:
     with pytest.raises(InputError, match=r"needs 0 < lr, got -1"):
         registry.get("adam").build([nn.Parameter(torch.ones(1))], lr=-1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
+def test_builds_where_torch_has_it_fused_and_where_not(name: str, device: str) -> None:
+    with FakeTensorMode():
+        params = [nn.Parameter(torch.empty(shape, device=device)) for shape in ((4, 3), (4,))]
+        assert registry.get(name).build(params).param_groups
 
 
 def test_nesterov_without_momentum_is_plain_sgd() -> None:

@@ -57,7 +57,8 @@ def test_the_gpu_trains_to_nearly_the_same_numbers_as_the_cpu():
     ],
 )
 def test_each_option_trains_on_the_gpu(training):
-    assert train(make_bench(), **training)[-1]["val_accuracy"] > 0.7
+    plain = train(make_bench())[-1]["val_accuracy"]
+    assert train(make_bench(), **training)[-1]["val_accuracy"] > max(plain - 0.1, 0.5)
 
 
 @pytest.mark.parametrize("augment", ["flip", "crop_flip", "resized_crop", "trivial"])

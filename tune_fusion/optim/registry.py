@@ -7,7 +7,7 @@ is loaded when the first one is built.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -119,7 +119,7 @@ def factory(name: str, settings: Mapping[str, object]) -> OptimizerFactory:
     return OptimizerFactory(name, dict(settings))
 
 
-# Where torch 2.11 and later have fused SGD, Adam, AdamW and Adagrad.
+# Where torch 2.11 and later have fused SGD, Adam and AdamW; Adagrad is fused on CPUs alone.
 _FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 _COUPLED = " (times the parameter, added to the gradient)"
 _DECOUPLED = " (times lr: the share by which parameters shrink a step)"
@@ -146,11 +146,11 @@ def _from(module: str, name: str, **fixed: object) -> _Constructor:
     return construct
 
 
-def _fused(name: str, **fixed: object) -> _Constructor:
-    """As `_from`, one of torch's optimizers that steps in a single pass where torch has that."""
+def _fused(name: str, devices: Set[str] = _FUSED_DEVICES, **fixed: object) -> _Constructor:
+    """As `_from`, one of torch's optimizers that steps in a single pass on `devices`."""
 
     def construct(params: list[nn.Parameter], values: dict[str, Any]) -> Optimizer:
-        fused = all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in params)
+        fused = all(p.is_floating_point() and p.device.type in devices for p in params)
         return _from("torch.optim", name, fused=fused, **fixed)(params, values)
 
     return construct
@@ -284,7 +284,7 @@ _ENTRIES = (
             "weight_decay": not_negative("weight_decay", 0.0, _COUPLED),
         },
         {"lr": {"log": [1e-4, 1e-1]}},
-        _fused("Adagrad"),
+        _fused("Adagrad", frozenset({"cpu"})),
     ),
     OptimizerInfo(
         "adadelta",
