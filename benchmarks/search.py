@@ -22,8 +22,9 @@ from matplotlib.figure import Figure as Canvas
 from measuring import Figure
 
 from tune_fusion.replay.contenders import Contender
-from tune_fusion.replay.judge import Verdict, search, table_of, verdict
+from tune_fusion.replay.judge import Verdict, judge, search, table_of, verdict
 from tune_fusion.reporting.figures import style
+from tune_fusion.space.settings import AshaSettings, SearchSettings
 
 HERE = Path(__file__).resolve().parent
 TABLES = {"Fashion-MNIST": "fashion_mnist", "digits": "digits"}
@@ -31,6 +32,8 @@ SLOTS = (2, 8, 64)
 BUDGET = 150
 """Epochs of a search: about what the shipped spaces for two cores spend."""
 SHOWN = (25, 50, 100, 150)
+CHOSEN = {"sampler", "scheduler", "defaults", "stop"}
+"""Which settings of a search's section are compared."""
 
 
 def contender(name, sampler, scheduler, defaults="none", *, habit=False, papers=False, stop="never", **asha):
@@ -40,47 +43,33 @@ def contender(name, sampler, scheduler, defaults="none", *, habit=False, papers=
 
 
 LOSS = {"compare": "val_loss"}
-PROMOTION = "TPE + promotion by loss, untuned defaults first and judged"
-STOPPING = "the same with stop: auto"
-DEFAULTS = "the defaults: TPE + ASHA, untuned defaults trained first"
+DEFAULTS = "the defaults"
+BEFORE = "TPE + ASHA, untuned defaults trained first (the defaults of before)"
+STOPPING = "the defaults with stop: auto"
 CONTENDERS = [
     contender("random", "random", "none"),
     contender("TPE", "tpe", "none"),
     contender("random + ASHA", "random", "asha"),
     contender("TPE + ASHA, stopped trials told as pruned", "tpe", "asha"),
     contender("TPE + ASHA, told as complete (Ray's habit)", "tpe", "asha", habit=True),
-    contender(DEFAULTS, "tpe", "asha", "trained"),
-    contender("TPE + ASHA by loss", "tpe", "asha", **LOSS),
+    contender(BEFORE, "tpe", "asha", "trained"),
     contender("TPE + Hyperband by loss", "tpe", "hyperband", **LOSS),
     contender("TPE + learning curves", "tpe", "curves"),
-    contender("TPE + promotion", "tpe", "promotion"),
-    contender("random + promotion by loss", "random", "promotion", **LOSS),
-    contender("TPE + promotion by loss", "tpe", "promotion", **LOSS),
-    contender(PROMOTION, "tpe", "promotion", "judged", **LOSS),
-    contender(
-        "the papers' pairs first, then TPE + promotion by loss",
-        "tpe",
-        "promotion",
-        "judged",
-        papers=True,
-        **LOSS,
-    ),
-    contender("TPE + promotion by loss, of 4 one", "tpe", "promotion", "judged", reduction_factor=4, **LOSS),
-    contender(
-        "TPE + promotion by loss, of 15 one", "tpe", "promotion", "judged", reduction_factor=15, **LOSS
-    ),
-    contender("TPE + promotion by loss, grace 2", "tpe", "promotion", "judged", grace_epochs=2, **LOSS),
-    contender("Gaussian process + promotion by loss", "gp", "promotion", "judged", **LOSS),
     contender("TPE + PASHA by loss", "tpe", "pasha", **LOSS),
+    contender("TPE + promotion by loss, of 3 one", "tpe", "promotion", **LOSS),
     contender("TPE, one epoch for all, then the best", "tpe", "one-then-best", **LOSS),
-    contender(STOPPING, "tpe", "promotion", "judged", stop="auto", **LOSS),
+    Contender(DEFAULTS, SearchSettings().model_dump(include=CHOSEN), AshaSettings().model_dump()),
+    Contender(
+        "the defaults, the papers' pairs first",
+        SearchSettings().model_dump(include=CHOSEN),
+        AshaSettings().model_dump(),
+        papers=True,
+    ),
 ]
-CHECKED = [
-    *("random", "random + ASHA", "TPE + ASHA, stopped trials told as pruned", DEFAULTS, PROMOTION, STOPPING),
-    "TPE + promotion by loss, of 15 one",
-]
-"""Contenders that also search the second table."""
-DRAWN = ["random", "random + ASHA", DEFAULTS, PROMOTION]
+CHECKED = ["random", "random + ASHA", BEFORE, DEFAULTS]
+"""Contenders that also search the second table; they are drawn as well."""
+STOPPING_BUDGET = 450
+"""Epochs of the searches that may stop themselves, and of those that they are compared with."""
 
 
 def path_of(table):
@@ -158,7 +147,7 @@ def picture(found, path):
     for index, table in enumerate(TABLES, 1):
         axes = figure.add_subplot(1, len(TABLES), index)
         axes.grid(visible=True)
-        for name, color in zip(DRAWN, colors, strict=True):
+        for name, color in zip(CHECKED, colors, strict=True):
             regret = 100 * found[table, SLOTS[0], name].regret
             epochs = np.arange(1, regret.shape[1] + 1)
             low, middle, high = np.percentile(
@@ -179,13 +168,11 @@ def figures(found):
     for table in TABLES:
         grid = table_of(path_of(table)).grid_epochs
         for slots in SLOTS:
-            promotion, rival = found[table, slots, PROMOTION], found[table, slots, "random + ASHA"]
+            ours, rival = found[table, slots, DEFAULTS], found[table, slots, "random + ASHA"]
             chance = found[table, slots, "random"]
-            median, theirs = promotion.quartiles()[1], rival.quartiles()[1]
+            median, theirs = ours.quartiles()[1], rival.quartiles()[1]
             where = f"{table}, {slots} at once"
-            yield Figure(
-                f"epochs to the goal, {where}", median, "epochs", 0.15 * grid, runs=len(promotion.hits)
-            )
+            yield Figure(f"epochs to the goal, {where}", median, "epochs", 0.15 * grid, runs=len(ours.hits))
             yield Figure(
                 f"part of random + ASHA's, {where}",
                 median / min(theirs, BUDGET),
@@ -195,10 +182,23 @@ def figures(found):
                 if math.isfinite(theirs)
                 else f"of the {BUDGET} epochs in which that did not get there",
             )
-            worse = (promotion.regret.mean(0) - chance.regret.mean(0))[np.isfinite(chance.regret.mean(0))]
+            worse = (ours.regret.mean(0) - chance.regret.mean(0))[np.isfinite(chance.regret.mean(0))]
             yield Figure(
                 f"most that its mean regret exceeds random's, {where}", 100 * worse.max(), "points", 0.0
             )
+
+
+def stopping(options):
+    """What a search that stops itself spends, and what that costs: each beside the same one without it."""
+    path = path_of("Fashion-MNIST")
+    for stop in ("never", "auto"):
+        settings = SearchSettings().model_dump(include=CHOSEN) | {"stop": stop}
+        one = Contender(STOPPING, settings, AshaSettings().model_dump())
+        found = judge(path, one, 2, range(options.seeds), STOPPING_BUDGET, workers=options.workers)
+        runs, where = len(found.hits), f"stop: {stop}, Fashion-MNIST, 2 at once"
+        yield Figure(f"epochs spent (median), {where}", float(np.median(found.spent)), "epochs", runs=runs)
+        regret = 100 * found.mean_regret(STOPPING_BUDGET)
+        yield Figure(f"mean regret at the end, {where}", regret, "points", runs=runs)
 
 
 def measure(options):
@@ -211,7 +211,8 @@ def measure(options):
     (results / "search.md").write_text(text, encoding="utf-8")
     picture(found, results / "search.png")
     print(text, flush=True)
-    return list(figures(found))
+    yield from figures(found)
+    yield from stopping(options)
 
 
 def add_options(parser):

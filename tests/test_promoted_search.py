@@ -15,8 +15,6 @@ def search(searches, tmp_path_factory):
     """A search of a shipped space that is interrupted by nothing."""
     folder = tmp_path_factory.mktemp("promoted")
     options = ["--space", "digits", "--name", "promoted", "--trials", TRIALS, "--epochs", 4, *QUICK]
-    for setting in ("search.scheduler=promotion", "search.defaults=judged", "asha.compare=val_loss"):
-        options += ["--set", setting]
     code, _, err = searches.run(folder, *options, "--concurrent", 1)
     assert (code, err) == (0, "")
     return folder

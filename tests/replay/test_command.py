@@ -2,9 +2,10 @@ import pytest
 from made_tables import make_table, write_table
 
 from tune_fusion.errors import InputError
-from tune_fusion.replay.__main__ import main
+from tune_fusion.replay.__main__ import _parser, main
 from tune_fusion.replay.contenders import Contender
 from tune_fusion.replay.judge import judge
+from tune_fusion.space.settings import AshaSettings, SearchSettings
 
 SEARCH = {"sampler": "random", "scheduler": "promotion", "defaults": "none"}
 
@@ -22,10 +23,20 @@ def test_a_contender_is_judged_on_a_table(table, capsys):
     assert main(["--table", str(table), *words, "--seeds", "5", "--epochs", "200", "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "30 configurations, 120 epochs; best val_accuracy 0.8700; noise 0.00" in out
-    found = judge(table, Contender("", SEARCH, {"compare": "val_loss"}), 2, range(5), 200)
+    found = judge(table, Contender("", SEARCH, AshaSettings().model_dump()), 2, range(5), 200)
     assert f"goal       median {found.quartiles()[1]:.0f} epochs" in out
     assert f"{found.mean_regret(200):.4f} after 200 epochs (mean)" in out
     assert "spent      median 200 epochs in " in out
+
+
+def test_it_replays_a_searchs_defaults_unless_told_otherwise(table):
+    given = vars(_parser().parse(["--table", str(table)]))
+    settings = SearchSettings().model_dump() | AshaSettings().model_dump()
+    shared = settings.keys() & given.keys()
+    assert shared == {
+        *("sampler", "scheduler", "defaults", "stop", "grace_epochs", "reduction_factor", "compare")
+    }
+    assert {key: given[key] for key in shared} == {key: settings[key] for key in shared}
 
 
 @pytest.mark.parametrize(

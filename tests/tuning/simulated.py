@@ -24,7 +24,7 @@ space:
     sgd: {lr: {log: [1e-4, 1e-0]}}
   controls: [adam, sgd]
 search: {trials: 40, scheduler: asha, defaults: trained}
-asha: {compare: metric}
+asha: {reduction_factor: 3, compare: metric}
 """
 WITHOUT_CONTROLS = SPACE.replace("  controls: [adam, sgd]\n", "")
 # Fifteen configurations that differ in effect: unequal pairs at two switch layers are 12, equal ones 3.
@@ -38,7 +38,7 @@ space:
   high: [adam, sgd]
   optimizers: {adam: {lr: {choice: [1e-3, 1e-2]}}, sgd: {lr: 0.1}}
 search: {trials: 40, sampler: grid, scheduler: asha}
-asha: {compare: metric}
+asha: {reduction_factor: 3, compare: metric}
 """
 
 

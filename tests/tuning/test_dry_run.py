@@ -47,11 +47,12 @@ def test_every_shipped_space_shows_its_whole_plan(name, tmp_path, image_folder):
 
 
 def test_the_plan_of_digits_in_full():
-    plan = plan_of("digits", "search.trials=20", "search.control_share=0.4", "training.epochs=9")
+    thirds = ("asha.reduction_factor=3", "search.control_share=0.4")
+    plan = plan_of("digits", "search.trials=20", "training.epochs=9", *thirds)
     header, *_ = plan.splitlines()
     assert header == (
         "digits: lenet5 on digits, 1294 training and 323 validation images, 10 classes; "
-        "20 trials, tpe sampler, asha scheduler, val_accuracy, seed 0"
+        "20 trials, tpe sampler, promotion scheduler, val_accuracy, seed 0"
     )
     layers = section(plan, "layer map")
     assert layers[0] == "layer map (5 layers, 81,194 trainable parameters)"

@@ -10,10 +10,13 @@ from tune_fusion.training.workbench import pick_device
 from tune_fusion.tuning import planning
 from tune_fusion.tuning.packing import Packing
 from tune_fusion.tuning.planning import costs, describe_search, expected_seconds, probe_table
-from tune_fusion.tuning.room import megabytes, needed_bytes
+from tune_fusion.tuning.room import megabytes, needed_bytes, with_files
 
 MB = 2**20
-SPACE = ("search.trials=20", "search.control_share=0.4", "training.epochs=9", "data.limit=1000")
+SPACE = (
+    *("search.trials=20", "search.control_share=0.4", "training.epochs=9", "data.limit=1000"),
+    "asha.reduction_factor=3",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,9 @@ def test_seconds_by_hand(checked):
 def test_costs_by_hand(checked, bench):
     # 47 1/3 epochs of 1083 1/3 images at 0.5 a second: 102,556 s or 28.49 hours, on two CPUs.
     text = costs(checked, bench, packing(0.5), Path("runs"))
-    needed = megabytes(needed_bytes(bench, 2))
+    # Two train and 18 wait: there are no more, though in each of two arms six might at each of three rungs.
+    assert with_files(checked.space, 2) == 20
+    needed = megabytes(needed_bytes(bench, 20))
     lines = text.splitlines()
     assert lines[0].startswith("cost with 2 trials at once")
     assert lines[1:5] == [

@@ -62,7 +62,7 @@ space:
     sgd: {lr: {choice: [0.3, 0.6]}}
   controls: [sgd, adam]
 search: {trials: 40, scheduler: asha, defaults: trained}
-asha: {compare: metric}
+asha: {reduction_factor: 3, compare: metric}
 """
 NULL = """
 model: {name: tower}
@@ -77,7 +77,7 @@ space:
     adamw: {lr: {log: [0.02, 0.0202]}, weight_decay: 0.0}
   controls: [adam, adamw]
 search: {trials: 24, scheduler: asha, defaults: trained}
-asha: {compare: metric}
+asha: {reduction_factor: 3, compare: metric}
 """
 EVERYTHING = ("search.sampler=grid", "search.scheduler=none", "search.trials=1000")
 TOP, SEEDS, REPETITIONS = 3, 5, 20

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": _known("compare", options.compare, AshaSettings),
     }
     table = table_of(options.table)
-    contender = Contender("", search, {key: value for key, value in asha.items() if value is not None})
+    contender = Contender("", search, asha)
     found = judge(
         options.table, contender, options.slots, range(options.seeds), options.epochs, workers=options.workers
     )
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> commands.Parser:
+    """Its defaults are those of a search, said once more here so that ``--help`` imports no settings."""
     parser = commands.Parser(
         prog=f"python -m {_COMMAND}",
         description="Search recorded trials: the decisions of a real search, in simulated time.",
@@ -64,9 +65,19 @@ def _parser() -> commands.Parser:
     parser.add_argument("--defaults", default="judged", metavar="WORD", help="search.defaults (%(default)s)")
     parser.add_argument("--stop", default="never", metavar="WORD", help="search.stop (%(default)s)")
     parser.add_argument("--compare", default="val_loss", metavar="WORD", help="asha.compare (%(default)s)")
-    parser.add_argument("--grace-epochs", type=commands.natural, metavar="N", help="asha.grace_epochs")
     parser.add_argument(
-        "--reduction-factor", type=commands.natural, metavar="N", help="asha.reduction_factor"
+        "--grace-epochs",
+        type=commands.natural,
+        default=1,
+        metavar="N",
+        help="asha.grace_epochs (%(default)s)",
+    )
+    parser.add_argument(
+        "--reduction-factor",
+        type=commands.natural,
+        default=15,
+        metavar="N",
+        help="asha.reduction_factor (%(default)s)",
     )
     parser.add_argument(
         "--slots", type=commands.natural, default=2, metavar="N", help="trials at once (%(default)s)"

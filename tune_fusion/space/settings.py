@@ -91,8 +91,8 @@ class SearchSettings(Section):
     control_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Part of the training epochs that goes to the single-optimizer controls."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    scheduler: Literal["asha", "promotion", "hyperband", "curves", "none"] = "asha"
-    defaults: Literal["trained", "judged", "none"] = "trained"
+    scheduler: Literal["asha", "promotion", "hyperband", "curves", "none"] = "promotion"
+    defaults: Literal["trained", "judged", "none"] = "judged"
     """The untuned defaults come first: trained to the last epoch, judged at the rungs like every other trial,
     or not at all."""
     stop: Literal["never", "auto"] = "never"
@@ -109,8 +109,8 @@ class AshaSettings(Section):
     """``asha``: early stopping. Rungs lie at grace_epochs * reduction_factor**k epochs."""
 
     grace_epochs: Positive = 1
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-    compare: Literal["metric", "val_loss"] = "metric"
+    reduction_factor: Annotated[int, Field(ge=2)] = 15
+    compare: Literal["metric", "val_loss"] = "val_loss"
     """What trials are compared by at a rung: `search.metric`, or the validation loss, which after few epochs
     says more of what a trial will become. What a search returns is the best by `search.metric` either way."""
 
