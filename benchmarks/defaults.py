@@ -1,17 +1,27 @@
 """Real searches with the defaults of before and with those that replays chose: epochs spent, and what for.
 
 ``python benchmarks/defaults.py [--space digits] [--searches 5]``: for each seed a search each way with the
-same number of trials, then its confirmation with fresh seeds on the test images. Compared are the epochs that
-the searches trained, and the test accuracy of the configuration that each returned. `WAYS` says what differs.
+same number of trials. What each returned is then trained anew with fresh seeds, and measured on the test
+images at its best epoch by validation accuracy. `WAYS` says what differs.
 """
 
-import json
+import itertools
+import os
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from measuring import Figure, run
 from searches import Search
+
+from tune_fusion.space.configuration_file import read_configuration
+from tune_fusion.training.checkpoint import weights_of
+from tune_fusion.training.checks import check_space, prove
+from tune_fusion.training.trainer import Trainer
+from tune_fusion.training.workbench import pick_device
 
 HERE = Path(__file__).resolve().parent
 SPACES = {
@@ -23,8 +33,8 @@ WAYS = {
     "after": ("scheduler=promotion", "defaults=judged", "reduction_factor=15", "compare=val_loss"),
 }
 TRIALS = 48
-CONFIRMATIONS = {"digits": 2, "fashion_mnist": 1}
-"""Fresh seeds of each confirmation."""
+FRESH = (1_000_001, 1_000_002, 1_000_003)
+"""Seeds with which no search trains."""
 
 
 def settings(way):
@@ -34,23 +44,34 @@ def settings(way):
 
 
 def search(space, way, seed, folder):
-    """Epochs that a search trained, and the mean test accuracy of what it returned, over fresh seeds."""
+    """A search; its epochs, and where what it returned stands."""
     words = ["--space", SPACES[space], "--seed", seed, "--trials", TRIALS, *settings(way)]
-    words += ["--confirm", "--top", 1, "--seeds", CONFIRMATIONS[space]]
     found = Search(folder, *map(str, words))
-    answer = json.loads((found.folder / "confirmation" / "confirmation.json").read_text(encoding="utf-8"))
-    best = found.result["best"]["trial"]
-    finalist = next(one for one in answer["answer"]["finalists"] if one["trial"] == best)
-    values = [one["values"]["test_accuracy"] for one in finalist["runs"]]
-    return found.result["epochs"], statistics.mean(values)
+    return found.result["epochs"], found.folder / "result.json"
+
+
+def tested(space, configuration, seed):
+    """Test accuracy of a configuration trained with `seed`, at its best epoch by validation accuracy."""
+    torch.set_num_threads(1)
+    checked = check_space(str(SPACES[space]), (f"search.seed={seed}",))
+    chosen = read_configuration(configuration, checked.space, checked.vocabulary, checked.layer_names)
+    trainer = Trainer(prove(checked, pick_device(0)), chosen)
+    best, weights = -1.0, {}
+    while not trainer.finished:
+        value = trainer.run_epoch().metrics["val_accuracy"]
+        if value > best:
+            best, weights = value, {name: one.clone() for name, one in weights_of(trainer.model).items()}
+    return trainer.test(weights)["test_accuracy"]
 
 
 def compare(space, searches, scratch):
     """The figures of one space; each search is told of as it ends."""
     found = {way: [] for way in WAYS}
-    for seed in range(searches):
-        for way in WAYS:
-            epochs, accuracy = search(space, way, seed, scratch / f"{space}-{way}-{seed}")
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for seed, way in itertools.product(range(searches), WAYS):
+            epochs, returned = search(space, way, seed, scratch / f"{space}-{way}-{seed}")
+            futures = [pool.submit(tested, space, returned, fresh) for fresh in FRESH]
+            accuracy = statistics.mean(future.result() for future in futures)
             print(f"{space}, seed {seed}, {way}: {epochs} epochs, test accuracy {accuracy:.4f}", flush=True)
             found[way].append((epochs, accuracy))
     for number, (name, unit) in enumerate((("epochs", "epochs"), ("test accuracy", ""))):
