@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _confirm(options: argparse.Namespace, started: float) -> int:
     from tune_fusion.tuning.interruption import Interruption
 
-    with Interruption() as interruption:
+    with Interruption(_COMMAND) as interruption:
         from tune_fusion.reporting.live import Waiting
         from tune_fusion.reporting.summary import confirmation_summary
 

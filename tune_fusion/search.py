@@ -109,7 +109,7 @@ def _dry_run(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace, started: float) -> int:
     from tune_fusion.tuning.interruption import Interruption
 
-    with Interruption() as interruption:
+    with Interruption(_COMMAND) as interruption:
         from tune_fusion.reporting.summary import summary
 
         outcome = _outcome(options, started, interruption)
