@@ -32,8 +32,10 @@ def _plan(space: str, overrides: tuple[str, ...], concurrent: int | None, storag
 
     with Interruption(_COMMAND):
         from tune_fusion.reporting.live import Waiting
+        from tune_fusion.space.loading import read_document
 
         with Waiting("checking the space, reading the data, measuring a training step"):
+            read_document(space, overrides)  # what is no space file is refused before torch is imported
             from tune_fusion.training.checks import check_space, prove
             from tune_fusion.training.workbench import pick_device
             from tune_fusion.tuning.planning import check_plan, describe_search

@@ -61,7 +61,7 @@ def run_search(
             moved = moved_store(request, past.session)
         source = _source(request, past)
         checked = check_space(source.name_or_path, source.overrides, stand_in=source.rehearse)
-        folder = check_name(request, checked) if past is None else past.folder
+        folder = check_name(request, checked.space.name) if past is None else past.folder
         checked = prepare(checked) if past is None else checked
         check_store(request)
         cluster.check_machine(request.address, checked.space.resources, torch.cuda.device_count())
