@@ -1,4 +1,5 @@
 import os
+import re
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from tune_fusion.data import pipeline
 from tune_fusion.data.cache import cached_images
 from tune_fusion.data.datasets import load_data
 from tune_fusion.data.entries import list_entries
+from tune_fusion.data.locks import locked
 from tune_fusion.data.pipeline import Batches
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import DataSettings
@@ -42,7 +44,7 @@ def test_an_empty_cache(capsys, tmp_path):
     assert ended() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(tmp_path / "cache" / "images")
-    assert lines[1:] == ["0 entries, 0.0 MB of at most 2.0 GB (set $TUNE_FUSION_CACHE_GB to change it)"]
+    assert lines[1:] == ["0 entries, 0.0 kB of at most 2.0 GB (set $TUNE_FUSION_CACHE_GB to change it)"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -54,7 +56,7 @@ def test_entries_are_listed_the_last_used_first(capsys, two_sets):
     assert "just now      3 hours ago   " in lines[2]
     assert lines[2].endswith("/set1")
     assert "just now      5 hours ago   " in lines[3]
-    assert lines[4].startswith("2 entries, 0.0 MB of at most 2.0 GB")
+    assert re.match(r"2 entries, \d\.\d kB of at most 2\.0 GB \(set ", lines[4])
 
 
 def test_an_entry_in_use_and_a_damaged_one_are_named_so(capsys, two_sets):
@@ -100,15 +102,24 @@ def test_resized_copies_are_listed_as_what_they_are(capsys, image_folder, monkey
 
 def test_everything_is_removed(capsys, two_sets):
     assert ended("--clear") == 0
-    assert capsys.readouterr().out == "removed 2 of 2 entries, 0.0 MB\n"
+    assert re.fullmatch(r"removed 2 of 2 entries, \d\.\d kB\n", capsys.readouterr().out)
     assert list_entries() == []
     assert ended("--clear") == 0
+
+
+def test_locks_go_with_the_entries_but_for_those_that_somebody_holds(capsys, two_sets):
+    folder = two_sets[0].path.parent
+    for name in ("free.lock", "held.lock"):
+        (folder / name).touch()
+    with locked(folder / "held.lock"):
+        assert ended("--clear") == 0
+        assert [path.name for path in folder.iterdir()] == ["held.lock"]
 
 
 def test_one_entry_is_removed_by_the_beginning_of_its_name(capsys, two_sets):
     name = two_sets[0].path.name
     assert ended("--clear", name[:12], name) == 0
-    assert capsys.readouterr().out == "removed 1 of 1 entries, 0.0 MB\n"
+    assert re.fullmatch(r"removed 1 of 1 entries, \d\.\d kB\n", capsys.readouterr().out)
     assert [entry.path for entry in list_entries()] == [two_sets[1].path]
 
 
@@ -132,7 +143,9 @@ def test_a_name_where_the_cache_is_empty(capsys):
 def test_a_bound_that_is_none_is_said(capsys, monkeypatch):
     monkeypatch.setenv("TUNE_FUSION_CACHE_GB", "lots")
     assert ended() == 2
-    assert capsys.readouterr().err.endswith("needs a number of gigabytes above 0, got 'lots'\n")
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.endswith("needs a number of gigabytes above 0, got 'lots'\n")
 
 
 def test_a_cache_that_is_no_folder_is_said_so(tmp_path, monkeypatch):
@@ -140,3 +153,17 @@ def test_a_cache_that_is_no_folder_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"cannot read the image cache .*file/images: Not a directory; set"):
         cache.main([])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--clear"], ["--clear", "abc"]])
+def test_a_cache_that_cannot_be_made_is_said_so(capsys, monkeypatch, arguments):
+    # /proc refuses new folders to everybody, root included.
+    monkeypatch.setenv("TUNE_FUSION_CACHE", "/proc/nope")
+    assert ended(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(
+        r"tune_fusion.cache: the image cache /proc/nope/images \(\$TUNE_FUSION_CACHE\): /proc is not "
+        r"writable \(.*\); choose another folder\n",
+        err,
+    )

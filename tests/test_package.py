@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -87,6 +88,42 @@ def test_the_cache_is_listed_without_anything_heavy(tmp_path, arguments):
     assert "TUNE_FUSION_CACHE_GB" in out
     assert imported == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["search", "--space", "digits", "--name", "///"], "--name '///': a name starts with"),
+        (["search", "--space", "digits", "--name", "taken"], "--name taken: .* exists already"),
+        (["search", "--space", "digits", "--storage", "/proc/x"], "--storage /proc/x: .* not writable"),
+        (["search", "--space", "digits", "--tracking-uri", "mlruns"], "tracking URI 'mlruns': "),
+        (["search", "--space", "digits", "--address", "head"], "--address head: expected HOST:PORT"),
+        (["search", "--space", "digits", "--confirm", "--register", "a/b"], "--register 'a/b': "),
+        (["search", "--space", "digitz"], "--space digitz: unknown space"),
+        (["search", "--space", "digitz", "--dry-run"], "--space digitz: unknown space"),
+        (["plan", "--space", "digitz"], "--space digitz: unknown space"),
+        (["train", "--space", "digitz", "--config", "none.json"], "--space digitz: unknown space"),
+        (["train", "--space", "digits", "--config", "none.json"], "none.json: cannot read the"),
+        (["search", "--resume", "none"], "--resume none: .* holds no search of that name"),
+        (["confirm", "none"], "NAME none: .* holds no search of that name"),
+        (["confirm", "///"], "NAME '///': a name starts with"),
+        (["report", "none"], "NAME none: "),
+        (["report", "--compare", "none", "nor"], "--compare none: "),
+        (["sync", "none"], "NAME none: "),
+        (["predict", "none", "x.jpg"], "MODEL none: there is no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_was_mistyped_is_refused_before_anything_heavy_is_imported(tmp_path, words, message):
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    code = (
+        "from tune_fusion.errors import InputError\n"
+        f"import tune_fusion.{words[0]} as command\n"
+        f"try:\n    command.main({words[1:]!r})\nexcept InputError as error:\n    print(error)"
+    )
+    out, imported = python(code, tmp_path)
+    assert re.match(message, out)
+    assert imported == []
 
 
 def test_the_list_names_everything_and_imports_no_torch(tmp_path):

@@ -3,10 +3,12 @@
 import functools
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
+from running import descendants, wait_for_end, wait_until
 
 from tune_fusion import commands, plan
 
@@ -72,3 +74,15 @@ def test_mistakes_are_answered_before_anything_is_measured(capsys, monkeypatch, 
     monkeypatch.setattr("tune_fusion.tuning.packing.probe", None)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert re.search(message, refused(capsys, *arguments))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_plan_with_one_line_and_all_its_processes(searches, tmp_path, signum, code):
+    process = searches.start(tmp_path, "--space", "digits", "--pack", "auto", *QUICK, command="plan")
+    wait_until(lambda: descendants(process), process=process)
+    seats = descendants(process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    message = "tune_fusion.plan: interrupted before anything was written\n"
+    assert (process.returncode, out, err) == (code, "", message)
+    wait_for_end(seats, timeout=5)

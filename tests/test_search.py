@@ -226,6 +226,8 @@ def test_an_interrupted_search_keeps_what_it_found(searches, tmp_path, signum, c
     assert result["trials"] >= 4
     assert result["counts"]["interrupted"] >= 1
     assert result["best"]["value"] > 0
+    assert "report.html" not in out
+    assert all(path in out and Path(path).exists() for path in result["paths"].values())
     statuses = Counter(status for (status,) in query(tmp_path, "select status from runs"))
     assert statuses["RUNNING"] == 0
     assert query(tmp_path, "select status from runs where name = 'cut'") == [("KILLED",)]

@@ -48,30 +48,31 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _show(entries: Sequence[Entry]) -> None:
-    from tune_fusion.data.entries import BOUND_VARIABLE, bound, cache_folder, in_use
+    from tune_fusion.data.entries import BOUND_VARIABLE, bound, cache_folder, in_use, size_words
 
-    now = time.time()
+    now, limit = time.time(), size_words(bound())
     lines = [f"{'entry':<{_SHOWN}} {'images':>10} {'size':>11}  {'built':<13} {'last used':<13} images of"]
     for entry in reversed(entries):
         used = "in use" if in_use(entry.path) else _ago(now - entry.used)
         lines.append(
-            f"{entry.path.name[:_SHOWN]:<{_SHOWN}} {entry.images:>10,} {_size(entry.size):>11}  "
+            f"{entry.path.name[:_SHOWN]:<{_SHOWN}} {entry.images:>10,} {size_words(entry.size):>11}  "
             f"{_ago(now - entry.built):<13} {used:<13} {entry.source or '(damaged)'}"
         )
     total = sum(entry.size for entry in entries)
     count = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"
-    commands.say("\n".join([str(cache_folder()), *(lines if entries else [])]))
-    commands.say(f"{count}, {_size(total)} of at most {_size(bound())} (set ${BOUND_VARIABLE} to change it)")
+    lines = [str(cache_folder()), *(lines if entries else [])]
+    lines.append(f"{count}, {size_words(total)} of at most {limit} (set ${BOUND_VARIABLE} to change it)")
+    commands.say("\n".join(lines))
 
 
 def _clear(entries: Sequence[Entry]) -> int:
-    from tune_fusion.data.entries import remove, remove_debris
+    from tune_fusion.data.entries import remove, remove_debris, size_words
     from tune_fusion.errors import TuneFusionError
 
     remove_debris()
     kept = [entry for entry in entries if not remove(entry.path)]
     freed = sum(entry.size for entry in entries) - sum(entry.size for entry in kept)
-    commands.say(f"removed {len(entries) - len(kept)} of {len(entries)} entries, {_size(freed)}")
+    commands.say(f"removed {len(entries) - len(kept)} of {len(entries)} entries, {size_words(freed)}")
     if kept:
         names = ", ".join(entry.path.name[:_SHOWN] for entry in kept)
         raise TuneFusionError(
@@ -91,10 +92,6 @@ def _named(entries: Sequence[Entry], name: str) -> Entry:
         raise InputError(f"--clear {name}: begins the names of {len(found)} entries: give more of it")
     hint = suggest(name, [entry.path.name[:_SHOWN] for entry in entries]) if entries else "the cache is empty"
     raise InputError(f"--clear {name}: no such entry; {hint}")
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _ago(seconds: float) -> str:

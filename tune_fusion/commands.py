@@ -16,6 +16,7 @@ from tune_fusion.errors import InputError, TuneFusionError, suggest
 
 DEFAULT_STORAGE = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
+INTERRUPTED = "interrupted before anything was written"
 
 
 class Parser(argparse.ArgumentParser):
@@ -248,7 +249,7 @@ def run(command: str, body: Callable[[], int]) -> NoReturn:
         say(f"{command}: {error}", sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as interrupt:
-        say(f"{command}: interrupted before anything was written", sys.stderr)
+        say(f"{command}: {INTERRUPTED}", sys.stderr)
         code = getattr(interrupt, "exit_code", 130)
     # What is left is Python's own end: a signal has nothing to interrupt any more.
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -37,26 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _confirm(options: argparse.Namespace, started: float) -> int:
     from tune_fusion.tuning.interruption import Interruption
 
-    with Interruption() as interruption:
+    with Interruption(_COMMAND) as interruption:
+        from tune_fusion.runs import find_run
+        from tune_fusion.tuning.preflight import Request, check_words
+
+        request = Request(
+            name=options.name,
+            **commands.places(options),
+            offline=options.offline,
+            address=options.address,
+            concurrent=options.concurrent,
+            force=options.force,
+            confirm=True,
+            register=options.register,
+            # Finalists and seeds stand in its journal.
+            words=commands.typed(options, "retrain", "register"),
+        )
+        # What is mistaken in itself is refused before anything takes long.
+        find_run(options.storage, options.name, "NAME")
+        check_words(request)
         from tune_fusion.reporting.live import Waiting
         from tune_fusion.reporting.summary import confirmation_summary
 
         with Waiting("reading the search and the data, starting Ray") as waiting:
             from tune_fusion.tuning.confirming import Order, run_confirmation
-            from tune_fusion.tuning.preflight import Request
-
-            request = Request(
-                name=options.name,
-                **commands.places(options),
-                offline=options.offline,
-                address=options.address,
-                concurrent=options.concurrent,
-                force=options.force,
-                confirm=True,
-                register=options.register,
-                # Finalists and seeds stand in its journal.
-                words=commands.typed(options, "retrain", "register"),
-            )
 
             def ready(changes: list[str]) -> None:
                 waiting.stop()

@@ -25,7 +25,6 @@ def new_folder(path: Path, place: str, name_place: str | None = None) -> Path:
     try:
         folder = path.expanduser().resolve()
         taken = folder.exists()
-        existing = next(parent for parent in folder.parents if parent.exists())
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{place}: cannot be used as a folder: {reason}") from error
@@ -33,6 +32,19 @@ def new_folder(path: Path, place: str, name_place: str | None = None) -> Path:
         raise InputError(
             f"{name_place or place}: {folder} exists already and is never overwritten; choose another name"
         )
+    check_makeable(folder, place)
+    return folder
+
+
+def check_makeable(folder: Path, place: str) -> None:
+    """InputError, starting with `place`, where `folder`, which is not there, cannot be made.
+
+    Makes nothing.
+    """
+    try:
+        existing = next(parent for parent in folder.parents if parent.exists())
+    except OSError as error:
+        raise InputError(f"{place}: cannot be used as a folder: {error.strerror or error}") from error
     if not existing.is_dir():
         raise InputError(f"{place}: {existing} is not a folder")
     try:
@@ -42,4 +54,3 @@ def new_folder(path: Path, place: str, name_place: str | None = None) -> Path:
         raise InputError(
             f"{place}: {existing} is not writable ({error.strerror or error}); choose another folder"
         ) from error
-    return folder

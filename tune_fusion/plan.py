@@ -11,7 +11,7 @@ _COMMAND = "tune_fusion.plan"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 2 bad input."""
+    """Run the command; returns its exit code: 0 done, 2 bad input, 130 interrupted."""
     parser = commands.Parser(
         prog=_COMMAND,
         description="Measure a space's own training step, and say what a search of it will take: "
@@ -28,15 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plan(space: str, overrides: tuple[str, ...], concurrent: int | None, storage: Path) -> str:
-    from tune_fusion.reporting.live import Waiting
+    from tune_fusion.tuning.interruption import Interruption
 
-    with Waiting("checking the space, reading the data, measuring a training step"):
-        from tune_fusion.training.checks import check_space, prove
-        from tune_fusion.training.workbench import pick_device
-        from tune_fusion.tuning.planning import check_plan, describe_search
+    with Interruption(_COMMAND):
+        from tune_fusion.reporting.live import Waiting
+        from tune_fusion.space.loading import read_document
 
-        checked = check_plan(check_space(space, overrides))
-        return describe_search(checked, prove(checked, pick_device(0)), concurrent, storage)
+        with Waiting("checking the space, reading the data, measuring a training step"):
+            read_document(space, overrides)  # what is no space file is refused before torch is imported
+            from tune_fusion.training.checks import check_space, prove
+            from tune_fusion.training.workbench import pick_device
+            from tune_fusion.tuning.planning import check_plan, describe_search
+
+            checked = check_plan(check_space(space, overrides))
+            return describe_search(checked, prove(checked, pick_device(0)), concurrent, storage)
 
 
 if __name__ == "__main__":

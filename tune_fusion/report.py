@@ -39,12 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from tune_fusion.reporting.page import write_report
-    from tune_fusion.reporting.papers import paper_report
-    from tune_fusion.reporting.results import read_answer, read_json
     from tune_fusion.runs import find_run, read_past
 
     past = read_past(find_run(options.storage, options.name, "NAME"))
+    # Not before there is something to report: it takes seconds to import.
+    from tune_fusion.reporting.page import write_report
+    from tune_fusion.reporting.papers import paper_report
+    from tune_fusion.reporting.results import read_answer, read_json
+
     answer = read_answer(past.folder)
     if options.paper:
         text = past.session.space.text
@@ -58,11 +60,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(storage: Path, names: Sequence[str]) -> int:
-    from tune_fusion.reporting.compare import Compared, warnings, write_comparison
-    from tune_fusion.reporting.results import read_answer
     from tune_fusion.runs import find_run, read_past
 
     pasts = [read_past(find_run(storage, name, "--compare")) for name in names]
+    from tune_fusion.reporting.compare import Compared, warnings, write_comparison
+    from tune_fusion.reporting.results import read_answer
+
     searches = [Compared(past.chronicle, read_answer(past.folder)) for past in pasts]
     folder = pasts[0].folder.path.parent
     with _writing(folder):

@@ -18,6 +18,7 @@ from tune_fusion.errors import InputError
 if TYPE_CHECKING:
     from tune_fusion.tuning.interruption import Interruption
     from tune_fusion.tuning.outcome import Outcome
+    from tune_fusion.tuning.preflight import Request
 
 _COMMAND = "tune_fusion.search"
 _CONFIRMATION = ("top", "seeds", "retrain", "register")
@@ -98,10 +99,14 @@ def _list() -> int:
 
 
 def _dry_run(options: argparse.Namespace) -> int:
+    from tune_fusion.space.loading import read_document
+
+    overrides = commands.overrides(options)
+    read_document(options.space, overrides)  # what is no space file is refused before torch is imported
     from tune_fusion.training.checks import check_space
     from tune_fusion.tuning.dry_run import describe_plan
 
-    checked = check_space(options.space, commands.overrides(options), stand_in=options.rehearse)
+    checked = check_space(options.space, overrides, stand_in=options.rehearse)
     commands.say(describe_plan(checked))
     return 0
 
@@ -109,10 +114,11 @@ def _dry_run(options: argparse.Namespace) -> int:
 def _search(options: argparse.Namespace, started: float) -> int:
     from tune_fusion.tuning.interruption import Interruption
 
-    with Interruption() as interruption:
+    with Interruption(_COMMAND) as interruption:
+        request = _request(options)
         from tune_fusion.reporting.summary import summary
 
-        outcome = _outcome(options, started, interruption)
+        outcome = _outcome(options, request, started, interruption)
         commands.say(summary(outcome.record, outcome.result))
         commands.tell_problems(_COMMAND, outcome.problems)
         code = interruption.exit_code if interruption.signalled else outcome.exit_code
@@ -122,7 +128,38 @@ def _search(options: argparse.Namespace, started: float) -> int:
     return code
 
 
-def _outcome(options: argparse.Namespace, started: float, interruption: Interruption) -> Outcome:
+def _request(options: argparse.Namespace) -> Request:
+    """What is asked for; what of it is mistaken in itself is refused before anything takes long."""
+    from tune_fusion.runs import find_run
+    from tune_fusion.tuning.preflight import Request, check_name, check_words
+
+    request = Request(
+        space=options.space,
+        overrides=commands.overrides(options),
+        name=options.name,
+        **commands.places(options),
+        offline=options.offline,
+        address=options.address,
+        concurrent=options.concurrent,
+        rehearse=options.rehearse,
+        warm_start=options.warm_start,
+        resume=options.resume,
+        force=options.force,
+        confirm=options.confirm,
+        register=options.register,
+        words=commands.typed(options, "confirm", *_CONFIRMATION),
+    )
+    if options.resume is None:
+        check_name(request, "space")  # whose own name is not read yet
+    else:
+        find_run(options.storage, options.resume, "--resume")
+    check_words(request)
+    return request
+
+
+def _outcome(
+    options: argparse.Namespace, request: Request, started: float, interruption: Interruption
+) -> Outcome:
     from tune_fusion.reporting.live import Waiting
 
     with (
@@ -130,24 +167,7 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
         _early_connection(options) as connect,
     ):
         from tune_fusion.tuning.finished import revisit
-        from tune_fusion.tuning.preflight import Request
 
-        request = Request(
-            space=options.space,
-            overrides=commands.overrides(options),
-            name=options.name,
-            **commands.places(options),
-            offline=options.offline,
-            address=options.address,
-            concurrent=options.concurrent,
-            rehearse=options.rehearse,
-            warm_start=options.warm_start,
-            resume=options.resume,
-            force=options.force,
-            confirm=options.confirm,
-            register=options.register,
-            words=commands.typed(options, "confirm", *_CONFIRMATION),
-        )
         finished = revisit(request, options.trials)
         if finished is not None:
             return finished

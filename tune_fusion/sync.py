@@ -26,7 +26,6 @@ def _sync(options: argparse.Namespace) -> int:
     from tune_fusion.errors import TuneFusionError
     from tune_fusion.runs import read_past
     from tune_fusion.tracking.mlflow_logger import check_tracking
-    from tune_fusion.tuning.delivering import deliver_rest
     from tune_fusion.tuning.opening import reopened
     from tune_fusion.tuning.preflight import Request, as_before, later
 
@@ -34,6 +33,9 @@ def _sync(options: argparse.Namespace) -> int:
     with reopened(request.storage, options.name, "NAME") as past:
         request = as_before(request, past.session)
         check_tracking(request.tracking_uri)
+        # Not before there is something to deliver: it takes a second to import.
+        from tune_fusion.tuning.delivering import deliver_rest
+
         again = later("sync", request, options.name)
         done = [deliver_rest(past, request.tracking_uri, again)]
         if past.folder.confirmation.journal.is_file():

@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(space_name: str, overrides: tuple[str, ...], config: Path, output: Path | None) -> int:
-    from tune_fusion.space.configuration_file import read_configuration
+    from tune_fusion.space.configuration_file import read_configuration, read_values
+    from tune_fusion.space.loading import read_document
+
+    # What is no space file, or no configuration at all, is refused before torch is imported.
+    read_document(space_name, overrides)
+    read_values(config)
     from tune_fusion.training.checkpoint import save_weights, weights_of
     from tune_fusion.training.checks import check_space, prove
     from tune_fusion.training.trainer import Trainer

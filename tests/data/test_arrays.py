@@ -393,7 +393,7 @@ def test_a_download_arrives_whole_and_under_its_own_name(tmp_path, mnist_arrays,
     monkeypatch.setattr(vision.torchvision.datasets, "MNIST", fetch)
     monkeypatch.setattr(download, "reachable", lambda _url: None)
     assert len(arrays.read_training(ARRAY_SETS["mnist"], data("mnist", tmp_path / "new")).images) == 60_000
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"MNIST", ".MNIST.lock"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"MNIST"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Error downloading"), OSError("timed out")])
@@ -407,7 +407,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch, error)
     monkeypatch.setattr(download, "reachable", lambda _url: None)
     with pytest.raises(InputError, match=f"could not be fetched: download failed: {error}"):
         load_data(data("mnist", tmp_path / "new"), seed=0, image_size=28)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [".MNIST.lock"]
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_data_folder_that_cannot_be_written(tmp_path, monkeypatch):

@@ -13,7 +13,15 @@ from pictures import write_picture
 
 from tune_fusion.data import entries
 from tune_fusion.data.cache import cached_images
-from tune_fusion.data.entries import bound, cache_folder, in_use, list_entries, remove, remove_debris
+from tune_fusion.data.entries import (
+    bound,
+    cache_folder,
+    in_use,
+    list_entries,
+    remove,
+    remove_debris,
+    size_words,
+)
 from tune_fusion.errors import InputError
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -51,6 +59,15 @@ def used_in_this_order(*folders: Path) -> None:
     for age, folder in enumerate(reversed(folders)):
         (entry,) = [entry for entry in list_entries() if entry.source == str(folder)]
         os.utime(entry.path, (1e9 - age, 1e9 - age))
+
+
+def test_a_cache_that_cannot_be_made_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch):
+    # /proc refuses new folders to everybody, root included.
+    monkeypatch.setenv("TUNE_FUSION_CACHE", "/proc/nope")
+    with pytest.raises(
+        InputError, match=r"the image cache /proc/nope/images \(\$TUNE_FUSION_CACHE\): /proc is"
+    ):
+        list_entries()
 
 
 def test_an_empty_cache_and_the_entries_of_one(sets: list[Path]):
@@ -96,7 +113,9 @@ def test_the_bound_is_half_of_what_would_be_free_without_the_cache(
     assert bound() == (10**6 + list_entries()[0].size) // 2
 
 
-@pytest.mark.parametrize(("text", "size"), [("1", 10**9), ("0.5", 5 * 10**8), (" 2e3 ", 2 * 10**12)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 10**9), ("0.5", 5 * 10**8), (" 2e3 ", 2 * 10**12), ("0.00000109", 1090)]
+)
 def test_the_bound_is_the_users(monkeypatch: pytest.MonkeyPatch, text: str, size: int):
     monkeypatch.setenv("TUNE_FUSION_CACHE_GB", text)
     assert bound() == size
@@ -149,14 +168,50 @@ def test_a_set_larger_than_the_bound_is_refused_before_anything_goes(
 ):
     build(sets[0])
     monkeypatch.setenv("TUNE_FUSION_CACHE_GB", "0.0000048")
-    with pytest.raises(
-        InputError,
-        match=r"needs 0\.0 GB for 5 images, and may hold 0\.0 GB: set \$TUNE_FUSION_CACHE_GB to 1 or more",
-    ) as refused:
+    with pytest.raises(InputError) as refused:
         cached_images(sets[1], FILES, 24, (20, 20))
-    assert "smaller data.image_size" in str(refused.value)
+    assert str(refused.value) == (
+        f"the image cache {cache_folder()} needs 6.0 kB for 5 images of 20x20 pixels from {sets[1]}, and may "
+        "hold 4.8 kB ($TUNE_FUSION_CACHE_GB=0.0000048): set $TUNE_FUSION_CACHE_GB=0.000006 (gigabytes) or "
+        "more, or use smaller or fewer images (data.image_size, data.limit)"
+    )
     assert sources() == ["set0"]
     assert not list(cache_folder().glob("*.partial"))
+    monkeypatch.setenv("TUNE_FUSION_CACHE_GB", "0.000006")
+    cached_images(sets[1], FILES, 24, (20, 20))
+
+
+def test_a_set_larger_than_half_of_the_disk_may_go_to_another(
+    sets: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(sets[0])._replace(free=PIXELS + 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(InputError) as refused:
+        build(sets[0])
+    assert str(refused.value).endswith(
+        "needs 4.8 kB for 5 images of 16x20 pixels from "
+        f"{sets[0]}, and may hold 2.5 kB (half of its disk's room): set $TUNE_FUSION_CACHE_GB=0.0000048 "
+        "(gigabytes) or more, set $TUNE_FUSION_CACHE to a folder with room, or use smaller or fewer images "
+        "(data.image_size, data.limit)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "words", "gigabytes"),
+    [
+        (0, "0.0 kB", "0"),
+        (90, "0.1 kB", "0.00000009"),
+        (4_800, "4.8 kB", "0.0000048"),
+        (7_680_001, "7.7 MB", "0.00769"),
+        (999_000_001, "999.0 MB", "1"),
+        (12_345_678_901, "12.3 GB", "12.4"),
+        (1_234_000_000_000, "1,234.0 GB", "1240"),
+    ],
+)
+def test_sizes_are_said_in_a_fitting_unit_and_bounds_hold_them(size: int, words: str, gigabytes: str):
+    assert size_words(size) == words
+    assert entries._gigabytes(size) == gigabytes
+    assert round(float(gigabytes) * 1e9) >= size
 
 
 def test_a_full_disk_makes_room_as_the_bound_does(sets: list[Path], monkeypatch: pytest.MonkeyPatch):
@@ -243,7 +298,7 @@ def test_processes_that_build_and_make_room_at_once_get_the_right_images(
     assert set(seen) == set(expected.items())
     build(sets[0])
     remove_debris()
-    assert {path.suffix for path in cache_folder().iterdir()} <= {"", ".lock"}
+    assert {path.suffix for path in cache_folder().iterdir()} == {""}
 
 
 @contextlib.contextmanager
@@ -258,11 +313,12 @@ def test_what_killed_processes_left_is_removed_and_what_is_being_built_is_not(se
     for name in ("a.partial", "b.partial", "c.123.removed"):
         (cache_folder() / name).mkdir()
         (cache_folder() / name / "images.u8").write_bytes(bytes(100))
-    (cache_folder() / "a.lock").touch()
+    for name in ("a.lock", "d.lock"):
+        (cache_folder() / name).touch()
     with held(cache_folder() / "b.lock"):
         build(sets[1])
-        left = {path.name for path in cache_folder().iterdir() if path.is_dir() and path.suffix}
-        assert left == {"b.partial"}
+        left = {path.name for path in cache_folder().iterdir() if path.suffix}
+        assert left == {"b.partial", "b.lock"}
     assert sorted(sources()) == ["set0", "set1"]
 
 

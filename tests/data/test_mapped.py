@@ -26,7 +26,7 @@ def pixels() -> torch.Tensor:
 
 
 def write(folder: Path) -> Mapping[str, object]:
-    with new_images(folder, SHAPE) as images:
+    with new_images(folder, SHAPE, "numbers") as images:
         images[:] = pixels()
     return {"source": "numbers", "shape": SHAPE, "word": "a"}
 
@@ -42,8 +42,8 @@ def never(_folder: Path) -> Mapping[str, object]:
 
 
 def left() -> list[str]:
-    """What is in the cache, except for locks."""
-    return sorted(path.name for path in cache_folder().iterdir() if path.suffix != ".lock")
+    """What is in the cache."""
+    return sorted(path.name for path in cache_folder().iterdir())
 
 
 def test_it_is_written_once_and_read_from_then_on():
@@ -104,7 +104,7 @@ def test_what_a_killed_process_has_written_is_never_read():
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert left() == [f"{NAME}.partial"]
+    assert left() == [f"{NAME}.lock", f"{NAME}.partial"]
     assert torch.equal(mapped(NAME, read, write)[0], pixels())
     assert left() == [NAME]
 
@@ -134,10 +134,29 @@ def test_room_is_taken_before_anything_is_written(monkeypatch: pytest.MonkeyPatc
     usage = shutil.disk_usage("/")._replace(free=50)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(
-        InputError, match=r"needs 0\.0 GB for 6 images, 0\.0 GB are free: set \$TUNE_FUSION_CACHE"
+        InputError,
+        match=r"needs 0\.1 kB for 6 images of 3x5 pixels from numbers, and its disk has 0\.1 kB free: set \$",
     ):
         mapped(NAME, read, write)
     assert left() == []
+
+
+def test_a_cache_that_cannot_be_made_is_said_so(monkeypatch: pytest.MonkeyPatch):
+    # /proc refuses new folders to everybody, root included.
+    monkeypatch.setenv("TUNE_FUSION_CACHE", "/proc/nope")
+    with pytest.raises(
+        InputError,
+        match=r"cannot write the image cache /proc/nope/images: .* to a folder that can be written$",
+    ):
+        mapped(NAME, read, write)
+
+
+def test_a_disk_that_fills_up_while_an_entry_is_written_is_said_so():
+    def full(_folder: Path) -> Mapping[str, object]:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"No space left on device; .* to a folder with room$"):
+        mapped(NAME, read, full)
 
 
 def test_images_may_be_written_to_and_the_entry_stays_as_it_is():

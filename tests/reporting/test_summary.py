@@ -11,11 +11,11 @@ FUSION = make_trial(1, [0.9])
 CONTROL = make_single(0, [0.8])
 
 
-def lines_of(search, status="completed", url=None, resume=None):
+def lines_of(search, status="completed", url=None, resume=None, paths=None):
     facts = {
         "wall_seconds": 61.6,
         "data": {"validation_images": 100},
-        "paths": {"result": "/runs/made/result.json", "trials": "/runs/made/trials.csv"},
+        "paths": paths or {},
         "mlflow": {"ui_command": "mlflow ui --backend-store-uri sqlite:///mlflow.db", "url": url},
         "resume_command": resume,
     }
@@ -76,14 +76,17 @@ def test_nothing_is_compared_where_one_side_is_missing(trial):
     assert starting(lines, "best fusion") == []
 
 
-def test_no_trial_at_all():
-    lines = lines_of(make_search(), "interrupted")
+def test_no_trial_at_all_and_files_that_were_not_written(tmp_path):
+    paths = {name: str(tmp_path / name) for name in ("report", "result", "trials")}
+    for name in ("result", "trials"):
+        (tmp_path / name).touch()
+    lines = lines_of(make_search(), "interrupted", paths=paths)
     assert lines == [
         "",
         "made interrupted: no trial of 8 trials in 62 s, 0 epochs",
         "",
-        "result     /runs/made/result.json",
-        "trials     /runs/made/trials.csv",
+        f"result     {paths['result']}",
+        f"trials     {paths['trials']}",
         "MLflow UI  mlflow ui --backend-store-uri sqlite:///mlflow.db",
     ]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -178,13 +181,66 @@ def test_close_gives_up_on_a_store_that_stays_away(hurried: bool) -> None:
 
 
 @pytest.mark.parametrize("hurried", [False, True])
-def test_close_does_not_wait_for_a_call_that_never_returns(hurried: bool) -> None:
+def test_close_does_not_wait_for_a_call_that_never_returns(
+    hurried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "HURRY", 0.1)
     gate = threading.Event()
-    delivery = started(FakeStore(lambda run: gate.wait(60) and None))
-    silence = f"http://me:***@store did not answer while the last changes were sent{KEPT}"
-    assert delivery.close(lambda: hurried) == [silence]
+    store = FakeStore(lambda run: gate.wait(60) and None)
+    store.doing = "its answer"
+    delivery = started(store)
+    delivery.put(Change(0, name="0000", points=(point(1),)))
+    wait_for(lambda: store.attempts == [PARENT])
+    (problem,) = delivery.close(lambda: hurried)
+    assert re.fullmatch(
+        rf"not everything has reached http://me:\*\*\*@store: its answer has taken 1 s so far{KEPT}", problem
+    )
     gate.set()
     delivery._thread.join(10)
+
+
+def test_what_was_not_waited_for_is_told_with_the_time_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call is quick enough, but there are too many for somebody who waits."""
+    monkeypatch.setattr(delivery_module, "HURRY", 0.2)
+    delivery = started(FakeStore(lambda run: time.sleep(0.15)))
+    for number in range(10):
+        delivery.put(Change(number, name=f"{number:04d}", points=(point(1),), ended=("FINISHED", 9)))
+    (problem,) = delivery.close(lambda: True)
+    assert re.fullmatch(
+        rf"http://me:\*\*\*@store did not take everything about '.*' and \d more within \d s{KEPT}", problem
+    )
+
+
+def test_a_file_that_another_process_locks_is_not_said_to_be_away(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "HURRY", 0.1)
+    store = MlflowStore(f"sqlite:///{database}", "digits")
+    delivery = make(store)
+    delivery.start()
+    delivery.put(Change(PARENT, name="search", started=1))
+    delivery.put(Change(0, name="0000", points=(point(1),), ended=("FINISHED", 9)))
+    wait_for(lambda: delivery.run_id(0) is not None)
+    with sqlite3.connect(database, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        delivery.put(Change(1, name="0001", points=(point(1),), ended=("FINISHED", 9)))
+        wait_for(lambda: delivery._called_at is not None)
+        (problem,) = delivery.close(lambda: True)
+        other.execute("ROLLBACK")
+    assert re.fullmatch(
+        rf"not everything has reached sqlite:///{database}: writing to its file \(slow, or locked by another "
+        rf"process\) has taken 1 s so far{KEPT}",
+        problem,
+    )
+    delivery._thread.join(30)
+
+
+def test_what_a_first_call_is_at_is_told() -> None:
+    store = MlflowStore("sqlite:////nowhere/mlflow.db", "digits")
+    assert store.doing == "importing MLflow"
+    with store, pytest.raises(FileNotFoundError):
+        store.deliver(Pending(PARENT, "key", name="search", started=1), None)
+    assert store.doing == "opening the store"
 
 
 def test_a_slow_store_has_all_the_time_it_needs_to_take_the_rest() -> None:

@@ -16,7 +16,7 @@ from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
 from tune_fusion.training import probe as module
 from tune_fusion.training.probe import Layout, Memory, Task, _gpu_memory, _quick, probe
-from tune_fusion.training.probe_seat import Seat, serve
+from tune_fusion.training.seat import Seat, serve
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench
 
@@ -111,6 +111,27 @@ def test_a_seat_ends_at_once_with_its_input_whatever_it_is_at(plain_task):
     assert json.loads(process.stdout.readline())["device"] == "cpu"
     assert process.communicate(timeout=120) == ("", None)
     assert process.returncode == 0
+
+
+def test_a_seat_ends_with_its_input_while_torch_is_being_imported(tmp_path):
+    (tmp_path / "torch.py").write_text(
+        "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(600)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tune_fusion.training.probe_seat"],
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr.readline() == "importing\n"
+        assert process.communicate(timeout=60) == (None, "")
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_error_is_a_seats_last_answer(plain_task):

@@ -26,7 +26,7 @@ def process():
             "def say(word):\n    print(word, flush=True)\n"
             # Short sleeps: a signal that comes right before a long one would be heeded only after it.
             "def wait():\n    say('ready')\n    for _ in range(3000): time.sleep(0.01)\n"
-            "try:\n    with Interruption() as interruption:\n"
+            "try:\n    with Interruption('made') as interruption:\n"
             + textwrap.indent(textwrap.dedent(body), " " * 8)
             + "\nexcept Interrupted as stop:\n    say(f'{type(stop).__name__} {stop.exit_code} {stop}')\n"
             + textwrap.dedent(after)
@@ -125,7 +125,7 @@ def test_a_signal_while_a_module_is_imported_ends_the_process(process, tmp_path)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=20)
     assert (child.returncode, out) == (143, "")
-    assert err == "tune_fusion.search: interrupted before anything was written\n"
+    assert err == "made: interrupted before anything was written\n"
 
 
 def test_a_signal_that_was_swallowed_is_heeded_where_the_work_must_not_be_torn_any_more(process):
@@ -224,7 +224,7 @@ def test_afterwards_signals_mean_what_they_meant_before(process):
 
 
 def test_check_is_silent_without_a_signal():
-    with Interruption() as interruption:
+    with Interruption("made") as interruption:
         interruption.check()
         interruption.defer()
         interruption.check()
@@ -232,7 +232,7 @@ def test_check_is_silent_without_a_signal():
 
 def test_the_handlers_are_restored_after_an_error_too():
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
-    interruption = Interruption()
+    interruption = Interruption("made")
     with pytest.raises(ZeroDivisionError), interruption:
         raise ZeroDivisionError
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
@@ -240,7 +240,7 @@ def test_the_handlers_are_restored_after_an_error_too():
 
 def test_nothing_of_it_stays_behind():
     threads = threading.active_count()
-    with Interruption():
+    with Interruption("made"):
         assert threading.active_count() == threads + 1
     assert threading.active_count() == threads
     # -1: none was set.

@@ -15,10 +15,14 @@ import ctypes, json, os, signal, sys, tempfile, time
 from pathlib import Path
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
+from tune_fusion.tuning import own_ray
 from tune_fusion.tuning.cluster import connection
 from tune_fusion.tuning.workers import death_reason, end_worker, has_worker, losses_survived
 
 FOLDER = Path(sys.argv[1])
+# Torch, which no trial here needs: every lost worker's successor would import it for seconds, or on a busy
+# machine for a minute.
+own_ray._PRELOADED = ()
 
 
 def do(place, trial):

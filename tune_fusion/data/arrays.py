@@ -206,7 +206,7 @@ def _read_split(data_set: ArraySet, folder: Path, *, train: bool) -> LabelledIma
 
     def write(entry: Path) -> Mapping[str, object]:
         images, labels = (_read_cifar if data_set.archive else _read_mnist)(data_set, folder, train=train)
-        with new_images(entry, images.shape) as pixels:
+        with new_images(entry, images.shape, source) as pixels:
             pixels[:] = images
         digest = _digest(images)
         return {"source": source, "shape": images.shape, "labels": labels.tolist(), "digest": digest}

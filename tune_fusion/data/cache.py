@@ -131,7 +131,7 @@ def _decode_into(
     digests = [""] * len(files)
     reasons: dict[int, str] = {}
     mixed = threading.Event()
-    with new_images(folder, shape) as pixels:
+    with new_images(folder, shape, str(root)) as pixels:
 
         def decode(row: int) -> None:
             if mixed.is_set():

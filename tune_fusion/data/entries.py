@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tune_fusion.data.locks import locked
+from tune_fusion.data.locks import locked, locked_if_free
 from tune_fusion.errors import InputError
-from tune_fusion.folders import CACHE_VARIABLE, cache_root
+from tune_fusion.folders import CACHE_VARIABLE, cache_root, check_makeable
 
 BOUND_VARIABLE = "TUNE_FUSION_CACHE_GB"
 PIXELS, INDEX = "images.u8", "index.json"
@@ -52,7 +52,10 @@ def cache_folder() -> Path:
 
 
 def list_entries() -> list[Entry]:
-    """All complete entries, the one that was not used for the longest time first."""
+    """All complete entries, the one that was not used for the longest time first.
+
+    Raises InputError for a cache that cannot be read, or is not there and cannot be made.
+    """
     found = (_entry(path) for path in _children() if path.suffix == "")
     return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.used, entry.path))
 
@@ -64,7 +67,7 @@ def bound() -> int:
 
     Raises InputError for a value that is no number above 0.
     """
-    text = os.environ.get(BOUND_VARIABLE, "").strip()
+    text = _bound_given()
     if not text:
         return (_held() + _free(cache_folder())) // 2
     try:
@@ -73,7 +76,15 @@ def bound() -> int:
         gigabytes = math.nan
     if not 0 < gigabytes < math.inf:
         raise InputError(f"${BOUND_VARIABLE} needs a number of gigabytes above 0, got {text!r}")
-    return int(gigabytes * _GB)
+    return round(gigabytes * _GB)
+
+
+def size_words(size: int) -> str:
+    """So many bytes in words, such as ``7.7 MB``."""
+    for unit, length in (("GB", _GB), ("MB", 1e6)):
+        if size >= length:
+            return f"{size / length:,.1f} {unit}"
+    return f"{size / 1e3:,.1f} kB"
 
 
 def hold(pixels: BinaryIO) -> bool:
@@ -110,28 +121,32 @@ def remove(path: Path) -> bool:
 
 
 def remove_debris() -> None:
-    """Remove what killed processes left of entries they were building or removing."""
+    """Remove what killed processes left: entries they were building or removing, and their locks."""
     for path in _children():
         if path.suffix == _REMOVED:
             shutil.rmtree(path, ignore_errors=True)
         elif path.suffix == PARTIAL:
-            with _alone(path, path.with_suffix(LOCK)) as alone:
-                if alone:
+            with locked_if_free(path.with_suffix(LOCK)) as free:
+                if free:
                     shutil.rmtree(path, ignore_errors=True)
+    for path in cache_folder().glob(f"*{LOCK}"):
+        with locked_if_free(path):
+            pass  # the file goes with us
 
 
-def reserve(path: Path, size: int, images: int) -> None:
+def reserve(path: Path, size: int, images: str) -> None:
     """Make `path` a file of `size` bytes that has its place on the disk: a full one is an error here.
 
     Later it would end the process, on writing to the mapped file. Entries that nobody uses are removed for
     it, longest unused first, until the cache keeps within its bound and the disk has room. While more is in
     use at once than the bound allows, the cache is larger.
 
-    Raises InputError where `size` alone is more than the bound, or than the disk has.
+    Raises InputError where `size` alone is more than the bound, or than the disk has; it says that this is
+    needed for `images`.
     """
     with locked(cache_folder() / f"room{LOCK}"), path.open("wb") as file:  # what was in it is free now
         remove_debris()
-        _make_room(path, size, f"the image cache {cache_folder()} needs {_gb(size)} for {images:,} images")
+        _make_room(path, size, f"the image cache {cache_folder()} needs {size_words(size)} for {images}")
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
         else:
@@ -141,31 +156,44 @@ def reserve(path: Path, size: int, images: int) -> None:
 def _make_room(path: Path, size: int, needs: str) -> None:
     elsewhere = f"set ${CACHE_VARIABLE} to a folder with room"
     if size > _held() + _free(path):
-        raise InputError(f"{needs}, {_gb(_free(path))} are free: {elsewhere}")
+        raise InputError(f"{needs}, and its disk has {size_words(_free(path))} free: {elsewhere}")
     limit = bound()
     if size > limit:
-        raise InputError(
-            f"{needs}, and may hold {_gb(limit)}: set ${BOUND_VARIABLE} to {math.ceil(size / _GB)} or more, "
-            f"{elsewhere}, or use a smaller data.image_size"
-        )
+        ways = [
+            f"set ${BOUND_VARIABLE}={_gigabytes(size)} (gigabytes) or more",
+            *([] if _bound_given() else [elsewhere]),
+            "or use smaller or fewer images (data.image_size, data.limit)",
+        ]
+        why = f"${BOUND_VARIABLE}={_bound_given()}" if _bound_given() else "half of its disk's room"
+        raise InputError(f"{needs}, and may hold {size_words(limit)} ({why}): {', '.join(ways)}")
     for entry in list_entries():
         if _held() + size <= limit and size <= _free(path):
             break
         remove(entry.path)
     if size > _free(path):
-        raise InputError(f"{needs}, {_gb(_free(path))} are free, and the rest is in use: {elsewhere}")
+        raise InputError(
+            f"{needs}, its disk has {size_words(_free(path))} free, and the rest is in use: {elsewhere}"
+        )
 
 
-def _gb(size: int) -> str:
-    return f"{size / _GB:.1f} GB"
+def _bound_given() -> str:
+    """$TUNE_FUSION_CACHE_GB as it was set; empty where it was not."""
+    return os.environ.get(BOUND_VARIABLE, "").strip()
+
+
+def _gigabytes(size: int) -> str:
+    """The least number of gigabytes, with three digits, that holds so many bytes."""
+    step = 10 ** max(0, len(str(size)) - 3)
+    return f"{math.ceil(size / step) * step / _GB:.9f}".rstrip("0").rstrip(".")
 
 
 def _children() -> list[Path]:
-    """The folders in the cache."""
+    """The folders in the cache; none where it is not there and can be made."""
     try:
         with os.scandir(cache_folder()) as found:
             return [Path(child.path) for child in found if child.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
+        check_makeable(cache_folder(), f"the image cache {cache_folder()} (${CACHE_VARIABLE})")
         return []
     except OSError as error:
         raise InputError(
@@ -208,12 +236,12 @@ def _free(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, file: Path | None = None) -> Iterator[bool]:
-    """Holds `file`, by default the pixels of the entry at `path`, alone; gives False where another has it."""
+def _alone(path: Path) -> Iterator[bool]:
+    """Holds the pixels of the entry at `path` alone; gives False where another has them."""
     with contextlib.ExitStack() as stack:
         alone = True
         try:
-            handle = stack.enter_context((file or path / PIXELS).open("r+b"))
+            handle = stack.enter_context((path / PIXELS).open("r+b"))
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Another may have removed this file and built the entry anew, since it was opened here.
             alone = os.fstat(handle.fileno()).st_nlink > 0

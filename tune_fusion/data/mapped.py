@@ -13,6 +13,7 @@ next one finds the entry damaged and writes it again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ from tune_fusion.errors import InputError
 from tune_fusion.folders import CACHE_VARIABLE
 
 Contents = TypeVar("Contents")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,10 @@ def mapped(
                 if contents is None:
                     contents = _write(entry, read, write)
         except OSError as error:
+            wanted = "with room" if error.errno in _FULL else "that can be written"
             raise InputError(
                 f"cannot write the image cache {entry.parent}: {error}; set ${CACHE_VARIABLE} to a folder "
-                "with room"
+                f"{wanted}"
             ) from error
     with suppress(OSError):  # a cache that may only be read
         os.utime(entry)
@@ -85,13 +88,14 @@ def mapped(
 
 
 @contextlib.contextmanager
-def new_images(folder: Path, shape: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def new_images(folder: Path, shape: Sequence[int], source: str) -> Iterator[NDArray[np.uint8]]:
     """The array uint8 [N, C, H, W] of an entry that is being written, to be filled; its room is taken first.
 
     Raises:
-        InputError: there is no room for it.
+        InputError: there is no room for it. It names the images by their `source`.
     """
-    reserve(folder / PIXELS, math.prod(shape), shape[0])
+    count, _, height, width = shape
+    reserve(folder / PIXELS, math.prod(shape), f"{count:,} images of {height}x{width} pixels from {source}")
     pixels = np.memmap(folder / PIXELS, np.uint8, "r+", shape=tuple(shape))
     yield pixels
     pixels.flush()

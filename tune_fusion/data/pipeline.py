@@ -210,7 +210,7 @@ def _resize(split: Split, geometry: Geometry) -> Split | None:
     source = f"{split.source.name}, resized to {height}x{width}"
 
     def write(entry: Path) -> Mapping[str, object]:
-        with new_images(entry, shape) as pixels:
+        with new_images(entry, shape, source) as pixels:
             fill(torch.from_numpy(pixels))
         return {"source": source, "shape": shape}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tune_fusion.records import SearchRecord, TrialRecord
@@ -40,9 +41,7 @@ def summary(record: SearchRecord, result: Mapping[str, Any]) -> str:
             f"{result['data']['validation_images']} validation images, one seed"
         )
         lines += _noise(record, fusion, control, result["data"]["validation_images"])
-    lines.append("")
-    lines += [f"{label:<11}{path}" for label, path in result["paths"].items()]
-    return "\n".join([*lines, *_ways(result)])
+    return "\n".join([*lines, "", *_files(result), *_ways(result)])
 
 
 def confirmation_summary(result: Mapping[str, Any]) -> str:
@@ -61,13 +60,18 @@ def confirmation_summary(result: Mapping[str, Any]) -> str:
         *(f"note: {note}" for note in (*answer.notes, *result["notes"])),
         answer.sentence,
         "",
-        *(f"{label:<11}{path}" for label, path in result["paths"].items()),
+        *_files(result),
     ]
     if "model" in result["paths"]:
         lines.append(f"load it    tune_fusion.load_model({result['paths']['model']!r})")
         if "model" in result["mlflow"]:
             lines.append(f"           mlflow.pyfunc.load_model({result['mlflow']['model']!r})")
     return "\n".join([*lines, *_ways(result)])
+
+
+def _files(result: Mapping[str, Any]) -> list[str]:
+    """Where the files lie; not those that an interrupted or failed session never came to write."""
+    return [f"{label:<11}{path}" for label, path in result["paths"].items() if Path(path).exists()]
 
 
 def _ways(result: Mapping[str, Any]) -> list[str]:

@@ -22,17 +22,12 @@ _KEYS = ("switch_layer", "low", "high", "training")
 def read_configuration(
     path: Path, space: SearchSpace, vocabulary: Vocabulary, layer_names: Sequence[str]
 ) -> Configuration:
-    """The configuration in `path`; a ``result.json`` stands for its best one.
+    """The configuration in `path`; see `read_values`.
 
     What the file's ``training`` leaves out comes from the space, where it must be a plain value. Raises
     InputError naming the file, the key, the rule and the value.
     """
-    values = _read(path)
-    if "best" in values:
-        values = _best_of_result(path, values["best"])
-    for key in values:
-        if key not in _KEYS:
-            raise InputError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
+    values = read_values(path)
     switch = switch_index(layer_names, values.get("switch_layer", ALL), place=f"{path}: switch_layer")
     low = _choice(path, "low", values.get("low"), vocabulary)
     high = _choice(path, "high", values.get("high"), vocabulary) if switch != ALL else None
@@ -41,6 +36,20 @@ def read_configuration(
             f"{path}: high: switch_layer 'all' leaves no layer for a high optimizer; remove 'high'"
         )
     return Configuration(switch, low, high, _training(path, values.get("training") or {}, space))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a configuration in `path` says, by known keys; a ``result.json`` stands for its best one.
+
+    Raises InputError for a file that holds neither.
+    """
+    values = _read(path)
+    if "best" in values:
+        values = _best_of_result(path, values["best"])
+    for key in values:
+        if key not in _KEYS:
+            raise InputError(f"{path}: unknown key {key!r}; {suggest(key, _KEYS)}")
+    return values
 
 
 def _best_of_result(path: Path, best: Any) -> dict[str, Any]:

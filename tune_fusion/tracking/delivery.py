@@ -72,6 +72,7 @@ class Delivery:
         self._failed_at = 0.0
         self._refused = False
         self._answered = False
+        self._called_at: float | None = None
         self._pause = 0.0
         self._retry_at = 0.0
         self._progress = 0.0
@@ -108,10 +109,17 @@ class Delivery:
             else:
                 left = self._hurry_until + 1.0 - now
             if left <= 0:
-                silence = f"{self._place} did not answer while the last changes were sent{self._later}"
-                return [*self._problems, silence]
+                return [*self._problems, self._unended_call(asked)]
             self._thread.join(min(left, 0.2))
         return list(self._problems)
+
+    def _unended_call(self, asked: float) -> str:
+        """What to say of a call under way that `close`, which was called at `asked`, waits for no longer."""
+        seconds = time.monotonic() - (self._called_at or asked)
+        return (
+            f"not everything has reached {self._place}: {self._store.doing} has taken {seconds:.0f} s so far"
+            f"{self._later}"
+        )
 
     def settle(self, seconds: float) -> None:
         """Wait until the store has answered once, or failed to, but no longer than so many seconds."""
@@ -187,12 +195,14 @@ class Delivery:
                 continue
             if run is parent and run.ended and len(self._waiting) > 1:
                 continue  # a parent run that has ended says that everything else is there
+            self._called_at = now
             try:
                 self._store.deliver(run, None if run.number == PARENT else self._runs[PARENT])
             except Exception as error:  # noqa: BLE001 - no failure of a store may stop a search; close() reports it
                 self._failed(run, error)
             else:
                 self._arrived(run)
+            self._called_at = None
             self._tried.set()
 
     def _arrived(self, run: Pending) -> None:
@@ -238,7 +248,8 @@ class Delivery:
         """Report what the store never took."""
         names = [repr(run.label) for run in self._waiting.values()]
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        why = f": {self._failure}" if self._failure else ""
+        waited = f" within {time.monotonic() - self._closed_at:.0f} s"
+        why = f": {self._failure}" if self._failure else waited
         self._problems.append(f"{self._place} did not take everything about {shown}{why}{self._later}")
 
 

@@ -54,6 +54,8 @@ class MlflowStore:
         self.uri = absolute(uri)
         self.experiment = experiment
         self.experiment_id: str | None = None
+        self.doing = "importing MLflow"
+        """What a call that is under way is at, in words."""
         self._client: MlflowClient | None = None
         self._children: dict[str, tuple[str, str]] | None = None
         self._stack = ExitStack()
@@ -114,12 +116,15 @@ class MlflowStore:
 
             self._stack.enter_context(_quiet())
             database = database_path(self.uri)
+            self.doing = "opening the store"
             with _alone(database):
                 if database is not None and not database.exists():
                     _create_database(database)
                 client = MlflowClient(self.uri, registry_uri=self.uri)
                 self.experiment_id = self._find_experiment(client)
             self._client = client
+            file = "writing to its file (slow, or locked by another process)"
+            self.doing = "its answer" if database is None else file
         return self._client
 
     def _find_experiment(self, client: MlflowClient) -> str:

@@ -178,7 +178,8 @@ class _Seats:
 
     def call(self, trials: int) -> None:
         """Have at least so many processes, which import what they need."""
-        self._processes += [self._start() for _ in range(trials - len(self._processes))]
+        while len(self._processes) < trials:
+            self._processes.append(self._start())
 
     def fill(self, trials: int) -> list[dict[str, Any]]:
         """Have at least so many of them ready to train, and what each has measured of itself at first."""

@@ -78,7 +78,7 @@ def connection(address: str | None, model: str, *, early: bool = False) -> Itera
 
 def _connect(target: str, model: str, stack: ExitStack) -> None:
     """Connect Ray until the stack is left."""
-    _check_address(target)
+    check_address(target)
     import ray
 
     options = stack.enter_context(our_own_ray(model)) if target == "local" else {}
@@ -140,8 +140,9 @@ def _unobtrusive() -> Iterator[None]:
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = failures
 
 
-def _check_address(target: str) -> None:
-    """Refuse at once what Ray would try for a long while."""
+def check_address(address: str | None) -> None:
+    """Refuse at once, with an InputError, what Ray would try for a long while; see `connection`."""
+    target = _target(address)
     if target in ("local", "auto"):
         return
     if "://" in target:

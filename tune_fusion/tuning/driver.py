@@ -61,7 +61,7 @@ def run_search(
             moved = moved_store(request, past.session)
         source = _source(request, past)
         checked = check_space(source.name_or_path, source.overrides, stand_in=source.rehearse)
-        folder = check_name(request, checked) if past is None else past.folder
+        folder = check_name(request, checked.space.name) if past is None else past.folder
         checked = prepare(checked) if past is None else checked
         check_store(request)
         cluster.check_machine(request.address, checked.space.resources, torch.cuda.device_count())
@@ -154,15 +154,17 @@ class _SearchRun(Running):
     def _result(self, ending: Ending, facts: dict[str, Any]) -> dict[str, Any]:
         confirm = later("confirm", self._request, self._name) if ending.status == "completed" else None
         return result(
-            self._record, ending.status, facts | {"confirm_command": confirm, "paths": self._paths()}
+            self._record, ending.status, facts | {"confirm_command": confirm, "paths": self._paths(ending)}
         )
 
-    def _paths(self) -> dict[str, str]:
+    def _paths(self, ending: Ending) -> dict[str, str]:
         folder, best = self._folder, self._record.best()
         named = {
-            name: getattr(folder, name)
-            for name in ("report", "result", "trials", "space", "layers", "logs", "journal")
+            name: getattr(folder, name) for name in ("result", "trials", "space", "layers", "logs", "journal")
         }
+        # Written behind the result, and where trials are missing only on demand.
+        if ending.status == "completed" or folder.report.exists():
+            named = {"report": folder.report} | named
         if best is not None and folder.weights(best.number).exists():
             named["weights"] = folder.weights(best.number)
         return {name: str(path) for name, path in named.items()}

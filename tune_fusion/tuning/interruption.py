@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a search in order, the second one at once."""
+"""Ctrl-C and SIGTERM: the first one ends a command in order, the second one at once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from tune_fusion.commands import INTERRUPTED
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `timeout` and other wrappers send a signal to the process and to its group: so soon it is the same request.
 _SAME_REQUEST_SECONDS = 0.05
-_BEFORE_ANYTHING = b"tune_fusion.search: interrupted before anything was written\n"
 _SHOW_CURSOR = b"\x1b[?25h\r\n"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The person or the system asked the search to stop. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
+    """The person or the system asked the command to stop. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -32,10 +33,12 @@ class Interruption:
 
     It is raised at once until `defer` is called, and takes the place of whatever error it causes; from then
     on only where `check` is called, so that nothing half-done is torn apart. While a module is imported
-    before that, the first signal ends the process, too. To be entered on the main thread.
+    before that, the first signal ends the process, too, with a line of `command`. To be entered on the main
+    thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
+        self._last_words = f"{command}: {INTERRUPTED}\n".encode()
         self._deferred = False
         self._signum: int | None = None
         self._signalled_at: float | None = None
@@ -102,7 +105,7 @@ class Interruption:
             if not self._deferred:
                 if _is_importing(frame):
                     # Libraries swallow an exception at that time, or abort the process.
-                    _end(self.exit_code, _BEFORE_ANYTHING)
+                    _end(self.exit_code, self._last_words)
                 self.check()
 
 

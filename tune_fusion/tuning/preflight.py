@@ -1,4 +1,7 @@
-"""What a search needs besides a sound space: a free folder and a tracking store that answers."""
+"""What a search needs besides a sound space: a free folder and a tracking store that answers.
+
+Nothing here imports torch, Ray or MLflow, which takes seconds: what was mistyped is refused before.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tune_fusion.commands import DEFAULT_STORAGE, DEFAULT_TRACKING
 from tune_fusion.errors import InputError
@@ -16,9 +20,11 @@ from tune_fusion.runs import RunFolder, run_folder
 from tune_fusion.tracking.mlflow_logger import check_tracking, redact
 from tune_fusion.tracking.registration import check_name as check_registered_name
 from tune_fusion.tracking.uri import absolute
-from tune_fusion.training.checks import Checked
-from tune_fusion.training.workbench import Workbench
+from tune_fusion.tuning import cluster
 from tune_fusion.tuning.ownership import owner
+
+if TYPE_CHECKING:
+    from tune_fusion.training.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,23 @@ class Request:
     """What else was typed, to be typed again by whoever goes on with it."""
 
 
-def check_name(request: Request, checked: Checked) -> RunFolder:
-    """The folder that a new search will make; InputError where it cannot be made."""
+def check_words(request: Request) -> None:
+    """InputError for addresses and names that are none, as far as that shows without asking a server.
+
+    A cluster is asked, as nothing could go on without it.
+    """
+    if request.tracking_given:
+        check_tracking(request.tracking_uri, offline=True)
+    if request.register is not None:
+        check_registered_name(request.register)
+    cluster.check_address(request.address)
+
+
+def check_name(request: Request, space: str) -> RunFolder:
+    """The folder that a new search of `space` will make; InputError where it cannot be made."""
     name = request.name
     if name is None:
-        name = f"{checked.space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{space}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = run_folder(request.storage, name, "--name")
     holder = owner(folder.path) if folder.path.is_dir() else None
     place = f"--name {name}" if holder is None else f"--name {name} (being run by {holder})"
@@ -90,8 +108,6 @@ def moved_store(request: Request, session: Session) -> list[str]:
 
 def check_confirmable(request: Request, bench: Workbench) -> None:
     """InputError where the request's confirmation could not be had, before the search is paid for."""
-    if request.register is not None:
-        check_registered_name(request.register)
     if request.confirm:
         bench.count_heldout()
 
