@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,15 @@ class Node:
     host: str
     cpu: float
     gpu: float
+    id: str = ""
+    """Ray's; empty for a node that is only imagined."""
+    address: str = ""
+    """Tells nodes of the same host name apart."""
+
+    @property
+    def name(self) -> str:
+        """It for people: ``worker-3 (10.0.0.7)``."""
+        return f"{self.host} ({self.address})"
 
 
 @contextmanager
@@ -166,10 +175,29 @@ def nodes() -> list[Node]:
     import ray
 
     return [
-        Node(n["NodeManagerHostname"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        Node(
+            n["NodeManagerHostname"],
+            n["Resources"].get("CPU", 0.0),
+            n["Resources"].get("GPU", 0.0),
+            n["NodeID"],
+            n["NodeManagerAddress"],
+        )
         for n in ray.nodes()
         if n["Alive"]
     ]
+
+
+def own_node() -> str:
+    """The id of the node that this process is connected by."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def anywhere_but(nodes: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector of every node but these, given by their ids."""
+    return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else {}
 
 
 def slots(resources: ResourceSettings, cluster: list[Node]) -> int:

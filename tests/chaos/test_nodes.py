@@ -1,0 +1,91 @@
+"""Nodes of a cluster that come, go, or do not see what the others see."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from evidence import check_mlflow, lines_so_far
+from running import ASHA, QUICK, descendants, ray_cluster, ray_node, wait_until
+
+pytestmark = pytest.mark.chaos
+
+SEARCH = ["--space", "digits", "--epochs", 8, *QUICK, *ASHA, "--set", "search.scheduler=none"]
+
+
+def elsewhere(name, *hidden):
+    """Words that start a process as if on another machine: with a name, and without these folders' files."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-m", "-u", "true"], check=False).returncode:
+        pytest.skip("a machine of its own needs root and unshare")
+    mounts = "".join(f"mount -t tmpfs tmpfs '{folder}' && " for folder in hidden)
+    return [unshare, "-m", "-u", "sh", "-c", f'hostname {name} && {mounts}exec "$0" "$@"']
+
+
+@pytest.fixture
+def shared(tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    return folder
+
+
+def hosts(folder):
+    """The machines that have trained epochs so far."""
+    return {line["node"].partition(":")[0] for line in lines_so_far(folder) if line["event"] == "epoch"}
+
+
+def test_a_folder_that_a_node_does_not_share_is_refused_before_anything_is_written(
+    searches, tmp_path, shared, image_folder
+):
+    photos = image_folder(classes=2, images=10, side=32)
+    with (
+        ray_cluster(1) as (_, address),
+        ray_node(address, 1, "127.0.0.2", before=elsewhere("blind", shared, photos)),
+    ):
+        options = [*SEARCH, "--trials", 4, "--address", address, "--name", "refused"]
+        for storage in (shared / "runs", shared):
+            code, out, err = searches.run(tmp_path, *options, "--storage", storage, RAY_AUTH_MODE="disabled")
+            assert (code, out) == (2, "")
+            assert f"--storage {storage}: not every node of the cluster has what the driver on" in err
+            assert f"blind (127.0.0.2) does not share the folder {shared}: what the driver wrote" in err
+            assert err.count("\n") == 1
+        images = ["--set", f"data.name=folder:{photos}", "--set", "data.image_size=32"]
+        code, out, err = searches.run(
+            tmp_path, *SEARCH, *images, "--trials", 4, "--address", address, RAY_AUTH_MODE="disabled"
+        )
+        assert (code, out) == (2, "")
+        assert f"blind (127.0.0.2) lacks the data folder {photos}" in err
+    assert list(shared.iterdir()) == []
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_nodes_that_join_are_used_and_those_that_are_lost_cost_nothing(searches, tmp_path, shared):
+    folder = shared / "first"
+    with ray_cluster(1) as (_, address):
+        process = searches.start(
+            tmp_path,
+            *(*SEARCH, "--trials", 40, "--address", address, "--name", "first", "--storage", shared),
+            RAY_AUTH_MODE="disabled",
+        )
+        wait_until(lambda: folder.exists() and hosts(folder), process=process)
+        with (
+            ray_node(address, 1, "127.0.0.2", before=elsewhere("blind", shared)),
+            ray_node(address, 1, "127.0.0.3", before=elsewhere("helper")) as helper,
+        ):
+            wait_until(lambda: "helper" in hosts(folder), process=process)
+            for each in [*descendants(helper), helper]:
+                each.kill()
+            _, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, "")
+    assert "blind" not in hosts(folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["counts"] == {"completed": 40}
+    (note,) = (note for note in result["notes"] if "blind" in note)
+    assert note.startswith("no trial runs on blind (127.0.0.2), which joined the cluster: it does not share")
+    lost = [line for line in lines_so_far(folder) if line["event"] == "lost"]
+    assert lost
+    assert not any(line["ends"] for line in lost)
+    assert len(lost) <= 2, lost
+    epochs = [(line["trial"], line["epoch"]) for line in lines_so_far(folder) if line["event"] == "epoch"]
+    assert sorted(epochs) == [(trial, epoch) for trial in range(40) for epoch in range(1, 9)]
+    check_mlflow(tmp_path / "mlflow.db", folder)
