@@ -142,6 +142,12 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     """The options that say where trials run, and how many at once."""
     add_concurrent(parser)
     parser.add_argument("--address", metavar="ADDR", help="HOST:PORT of a running Ray cluster, or 'auto'")
+    parser.add_argument(
+        "--wait-for-resources",
+        type=natural,
+        metavar="SECONDS",
+        help="give a cluster that grows so long to have room for --concurrent trials (default: for one)",
+    )
 
 
 def add_confirmation(parser: argparse.ArgumentParser) -> None:

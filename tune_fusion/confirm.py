@@ -51,11 +51,12 @@ def _confirm(options: argparse.Namespace, started: float) -> int:
                 offline=options.offline,
                 address=options.address,
                 concurrent=options.concurrent,
+                wait=options.wait_for_resources,
                 force=options.force,
                 confirm=True,
                 register=options.register,
                 # Finalists and seeds stand in its journal.
-                words=commands.typed(options, "retrain", "register"),
+                words=commands.typed(options, "wait_for_resources", "retrain", "register"),
             )
 
             def ready(changes: list[str]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _COMMAND = "tune_fusion.search"
 _CONFIRMATION = ("top", "seeds", "retrain", "register")
 """The options of `commands.add_confirmation`."""
+_WAIT = "wait_for_resources"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +118,7 @@ def _search(options: argparse.Namespace, started: float) -> int:
         commands.tell_problems(_COMMAND, outcome.problems)
         code = interruption.exit_code if interruption.signalled else outcome.exit_code
     if options.confirm and code == 0:
-        names = ("storage", "tracking_uri", "address", "concurrent", "offline", *_CONFIRMATION)
+        names = ("storage", "tracking_uri", "address", "concurrent", _WAIT, "offline", *_CONFIRMATION)
         commands.become("tune_fusion.confirm", [outcome.record.name, *commands.typed(options, *names)])
     return code
 
@@ -140,13 +141,14 @@ def _outcome(options: argparse.Namespace, started: float, interruption: Interrup
             offline=options.offline,
             address=options.address,
             concurrent=options.concurrent,
+            wait=options.wait_for_resources,
             rehearse=options.rehearse,
             warm_start=options.warm_start,
             resume=options.resume,
             force=options.force,
             confirm=options.confirm,
             register=options.register,
-            words=commands.typed(options, "confirm", *_CONFIRMATION),
+            words=commands.typed(options, _WAIT, "confirm", *_CONFIRMATION),
         )
         finished = revisit(request, options.trials)
         if finished is not None:

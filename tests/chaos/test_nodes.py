@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 from evidence import check_mlflow, lines_so_far
@@ -89,3 +91,39 @@ def test_nodes_that_join_are_used_and_those_that_are_lost_cost_nothing(searches,
     epochs = [(line["trial"], line["epoch"]) for line in lines_so_far(folder) if line["event"] == "epoch"]
     assert sorted(epochs) == [(trial, epoch) for trial in range(40) for epoch in range(1, 9)]
     check_mlflow(tmp_path / "mlflow.db", folder)
+
+
+WAITING = "waiting up to 60 s for room for 2 trials of 1 CPUs and 0 GPUs each; the cluster has"
+
+
+def test_a_cluster_is_given_time_to_grow(searches, tmp_path):
+    with ray_cluster(0) as (_, address):
+        options = [*SEARCH, "--trials", 4, "--address", address, "--concurrent", 2]
+        code, out, err = searches.run(tmp_path, *options, "--wait-for-resources", 2, RAY_AUTH_MODE="disabled")
+        assert (code, out) == (2, "")
+        refusal = (
+            "resources: one trial asks for 1 CPUs and 0 GPUs, and no node has them after 2 s of waiting "
+        )
+        assert f"{refusal}(--wait-for-resources): " in err
+        assert not (tmp_path / "runs").exists()
+
+        options += ["--wait-for-resources", 60]
+        process = searches.start(tmp_path, *options, RAY_AUTH_MODE="disabled")
+        assert process.stderr.readline().startswith(WAITING)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (
+            130,
+            "tune_fusion.search: interrupted before anything was written\n",
+        )
+        assert time.monotonic() - began < 8
+
+        process = searches.start(tmp_path, *options, "--name", "grown", RAY_AUTH_MODE="disabled")
+        assert process.stderr.readline().startswith(WAITING)
+        with ray_node(address, 2, "127.0.0.2", before=elsewhere("grown")):
+            _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+    folder = tmp_path / "runs" / "grown"
+    assert hosts(folder) == {"grown"}
+    assert json.loads((folder / "result.json").read_text())["counts"] == {"completed": 4}

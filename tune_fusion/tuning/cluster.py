@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from tune_fusion.commands import say
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import ResourceSettings
 from tune_fusion.tuning.own_ray import our_own_ray, trials_on_prestarted_workers
@@ -32,6 +35,8 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _CONNECT_SECONDS = 3.0
+# How often a cluster is looked at that is to grow.
+_GROWN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -218,18 +223,70 @@ def _fit(resources: ResourceSettings, node: Node) -> int:
     return min(by_cpu, int(node.gpu // resources.gpu))
 
 
-def check_resources(resources: ResourceSettings, cluster: list[Node]) -> None:
-    """Raise InputError when no node can run even one trial: Ray itself would wait for ever."""
+def wait_for_room(
+    resources: ResourceSettings, trials: int, seconds: float, check: Callable[[], None]
+) -> float:
+    """Ask the connected cluster to grow until so many trials with `resources` fit, for at most `seconds`.
+
+    Says on standard error that it waits, and returns the seconds it did. `check` is called all the while, and
+    may raise to end it. What the cluster has been asked for is withdrawn at the end: running trials keep
+    their nodes, and those that nobody uses may go.
+    """
+    _check_whole(resources)
+    if seconds <= 0 or slots(resources, nodes()) >= trials:
+        return 0.0
+    from ray.autoscaler.sdk import request_resources
+
+    say(
+        f"waiting up to {seconds:g} s for room for {trials} trial{'s' * (trials > 1)} of {_asked(resources)} "
+        f"each; the cluster has {_has(nodes())}",
+        sys.stderr,
+    )
+    started = time.monotonic()
+    request_resources(bundles=[bundle(resources)] * trials)
+    try:
+        while (waited := time.monotonic() - started) < seconds and slots(resources, nodes()) < trials:
+            check()
+            time.sleep(_GROWN_SECONDS)
+    finally:
+        request_resources(bundles=[])
+    return waited
+
+
+def bundle(resources: ResourceSettings) -> dict[str, float]:
+    """What one trial occupies, in Ray's words."""
+    return {"CPU": resources.cpu, "GPU": resources.gpu}
+
+
+def check_resources(resources: ResourceSettings, cluster: list[Node], waited: float = 0.0) -> None:
+    """Raise InputError when no node can run even one trial: Ray itself would wait for ever.
+
+    `waited` are the seconds that were spent on waiting for such a node.
+    """
+    _check_whole(resources)
+    if slots(resources, cluster) > 0:
+        return
+    most = max((node.gpu for node in cluster), default=0.0)
+    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > most else ""
+    since = f" after {waited:.0f} s of waiting (--wait-for-resources)" if waited else ""
+    raise InputError(
+        f"resources: one trial asks for {_asked(resources)}, and no node has them{since}: {_has(cluster)}; "
+        f"lower --cpus or --gpus{hint}"
+    )
+
+
+def _check_whole(resources: ResourceSettings) -> None:
     if resources.gpu > 1 and resources.gpu != int(resources.gpu):
         raise InputError(
             f"--gpus {resources.gpu:g}: above 1 a trial takes whole GPUs; give 1, 2, ... or a fraction"
         )
-    if slots(resources, cluster) > 0:
-        return
-    has = "; ".join(f"{node.host}: {node.cpu:g} CPUs, {node.gpu:g} GPUs" for node in cluster)
-    most = max((node.gpu for node in cluster), default=0.0)
-    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > most else ""
-    raise InputError(
-        f"resources: one trial asks for {resources.cpu} CPUs and {resources.gpu:g} GPUs, and no node has "
-        f"them: {has}; lower --cpus or --gpus{hint}"
-    )
+
+
+def _asked(resources: ResourceSettings) -> str:
+    """What one trial asks for, in words."""
+    return f"{resources.cpu} CPUs and {resources.gpu:g} GPUs"
+
+
+def _has(cluster: Sequence[Node]) -> str:
+    """What each node has, in words."""
+    return "; ".join(f"{node.host}: {node.cpu:g} CPUs, {node.gpu:g} GPUs" for node in cluster)

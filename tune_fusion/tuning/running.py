@@ -446,9 +446,11 @@ def nodes_of(
     connect()
     interruption.install()
     interruption.check()
+    resources = checked.space.resources
+    waited = cluster.wait_for_room(resources, request.concurrent or 1, request.wait or 0, interruption.check)
     nodes = cluster.nodes()
-    cluster.check_resources(checked.space.resources, nodes)
+    cluster.check_resources(resources, nodes, waited)
     members.admit(nodes, folder.path, interruption.check)
-    slots = cluster.slots(checked.space.resources, nodes)
+    slots = cluster.slots(resources, nodes)
     check_room(folder.path, bench, with_files(checked.space, min(slots, request.concurrent or slots)))
     return nodes
