@@ -127,3 +127,21 @@ def test_a_cluster_is_given_time_to_grow(searches, tmp_path):
     folder = tmp_path / "runs" / "grown"
     assert hosts(folder) == {"grown"}
     assert json.loads((folder / "result.json").read_text())["counts"] == {"completed": 4}
+
+
+def test_trials_run_on_nodes_with_the_accelerator_that_they_want(searches, tmp_path):
+    with (
+        ray_cluster(2) as (_, address),
+        ray_node(address, 2, "127.0.0.2", before=elsewhere("fast"), resources='{"accelerator_type:H100": 1}'),
+    ):
+        options = [*SEARCH, "--trials", 6, "--address", address]
+        code, out, err = searches.run(
+            tmp_path, *options, "--set", "resources.accelerator=A100", RAY_AUTH_MODE="disabled"
+        )
+        assert (code, out) == (2, "")
+        assert "resources.accelerator: no node has 'A100'; " in err
+        assert "fast: 2 CPUs, 0 GPUs, H100" in err
+        options += ["--set", "resources.accelerator=H100", "--name", "fast"]
+        code, _, err = searches.run(tmp_path, *options, RAY_AUTH_MODE="disabled")
+        assert (code, err) == (0, "")
+    assert hosts(tmp_path / "runs" / "fast") == {"fast"}

@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_fusion.space.settings import ResourceSettings
-from tune_fusion.tuning.cluster import anywhere_but
+from tune_fusion.tuning.cluster import anywhere_but, bundle
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.failures import Failure
 from tune_fusion.tuning.hangs import HangWatch
@@ -211,7 +211,7 @@ def run_trials(
     Raises OSError where the journal or a worker could not write any more.
     """
     trainable = tune.with_resources(
-        tune.with_parameters(FusionTrial, plan=plan), {"cpu": resources.cpu, "gpu": resources.gpu}
+        tune.with_parameters(FusionTrial, plan=plan), PlacementGroupFactory([bundle(resources)])
     )
     with (
         tempfile.TemporaryDirectory(prefix="tune_fusion-", ignore_cleanup_errors=True) as scratch,

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tune_fusion.commands import say
-from tune_fusion.errors import InputError
+from tune_fusion.errors import InputError, suggest
 from tune_fusion.space.settings import ResourceSettings
 from tune_fusion.tuning.own_ray import our_own_ray, trials_on_prestarted_workers
 
@@ -35,6 +35,9 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _CONNECT_SECONDS = 3.0
+# The resource by which Ray tells the kind of a node's accelerator; each such node has 1 of it.
+_KIND = "accelerator_type:"
+_LITTLE = 0.001
 # How often a cluster is looked at that is to grow.
 _GROWN_SECONDS = 0.5
 
@@ -50,6 +53,8 @@ class Node:
     """Ray's; empty for a node that is only imagined."""
     address: str = ""
     """Tells nodes of the same host name apart."""
+    accelerators: tuple[str, ...] = ()
+    """The kinds it has, as Ray names them."""
 
     @property
     def name(self) -> str:
@@ -131,7 +136,10 @@ def check_machine(address: str | None, resources: ResourceSettings, gpus: int) -
     A cluster to be joined answers for itself once it is connected.
     """
     if _target(address) == "local":
-        check_resources(resources, [Node(socket.gethostname(), float(os.cpu_count() or 1), float(gpus))])
+        # Which accelerator it has Ray finds out when it starts.
+        check_resources(
+            resources.anywhere, [Node(socket.gethostname(), float(os.cpu_count() or 1), float(gpus))]
+        )
 
 
 @contextmanager
@@ -186,6 +194,7 @@ def nodes() -> list[Node]:
             n["Resources"].get("GPU", 0.0),
             n["NodeID"],
             n["NodeManagerAddress"],
+            tuple(sorted(key[len(_KIND) :] for key in n["Resources"] if key.startswith(_KIND))),
         )
         for n in ray.nodes()
         if n["Alive"]
@@ -214,6 +223,8 @@ def slots(resources: ResourceSettings, cluster: list[Node]) -> int:
 
 
 def _fit(resources: ResourceSettings, node: Node) -> int:
+    if resources.accelerator is not None and resources.accelerator not in node.accelerators:
+        return 0
     by_cpu = int(node.cpu // resources.cpu)
     if resources.gpu == 0:
         return by_cpu
@@ -255,7 +266,12 @@ def wait_for_room(
 
 def bundle(resources: ResourceSettings) -> dict[str, float]:
     """What one trial occupies, in Ray's words."""
-    return {"CPU": resources.cpu, "GPU": resources.gpu}
+    return {"CPU": resources.cpu, "GPU": resources.gpu, **kind(resources)}
+
+
+def kind(resources: ResourceSettings) -> dict[str, float]:
+    """The resource that keeps a trial on nodes with its accelerator; empty where any will do."""
+    return {} if resources.accelerator is None else {f"{_KIND}{resources.accelerator}": _LITTLE}
 
 
 def check_resources(resources: ResourceSettings, cluster: list[Node], waited: float = 0.0) -> None:
@@ -266,9 +282,16 @@ def check_resources(resources: ResourceSettings, cluster: list[Node], waited: fl
     _check_whole(resources)
     if slots(resources, cluster) > 0:
         return
+    since = f" after {waited:.0f} s of waiting (--wait-for-resources)" if waited else ""
+    known = sorted({name for node in cluster for name in node.accelerators})
+    if resources.accelerator is not None and resources.accelerator not in known:
+        there = suggest(resources.accelerator, known) if known else "no node has any that Ray knows"
+        raise InputError(
+            f"resources.accelerator: no node has {resources.accelerator!r}{since}; {there} (the cluster: "
+            f"{_has(cluster)})"
+        )
     most = max((node.gpu for node in cluster), default=0.0)
     hint = " (--gpus 0 trains on the CPU)" if resources.gpu > most else ""
-    since = f" after {waited:.0f} s of waiting (--wait-for-resources)" if waited else ""
     raise InputError(
         f"resources: one trial asks for {_asked(resources)}, and no node has them{since}: {_has(cluster)}; "
         f"lower --cpus or --gpus{hint}"
@@ -284,9 +307,13 @@ def _check_whole(resources: ResourceSettings) -> None:
 
 def _asked(resources: ResourceSettings) -> str:
     """What one trial asks for, in words."""
-    return f"{resources.cpu} CPUs and {resources.gpu:g} GPUs"
+    where = "" if resources.accelerator is None else f" on a node with {resources.accelerator}"
+    return f"{resources.cpu} CPUs and {resources.gpu:g} GPUs{where}"
 
 
 def _has(cluster: Sequence[Node]) -> str:
     """What each node has, in words."""
-    return "; ".join(f"{node.host}: {node.cpu:g} CPUs, {node.gpu:g} GPUs" for node in cluster)
+    return "; ".join(
+        ", ".join([f"{node.host}: {node.cpu:g} CPUs", f"{node.gpu:g} GPUs", *node.accelerators])
+        for node in cluster
+    )

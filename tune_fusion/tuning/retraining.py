@@ -43,6 +43,7 @@ def retrain(
     task = ray.remote(
         num_cpus=resources.cpu,
         num_gpus=resources.gpu,
+        resources=cluster.kind(resources),
         max_retries=_RETRIES,
         label_selector=cluster.anywhere_but(excluded),
     )(_train)
