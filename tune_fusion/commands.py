@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+from urllib.parse import unquote, urlsplit
 
 from tune_fusion.errors import InputError, TuneFusionError, suggest
 
@@ -96,7 +97,11 @@ def check_space_given(options: argparse.Namespace) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The option that says where searches are kept; all commands share it."""
     parser.add_argument(
-        "--storage", type=_folder, default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s"
+        "--storage",
+        type=_folder,
+        default=DEFAULT_STORAGE,
+        metavar="DIR",
+        help="where searches are kept: a folder that all nodes of a cluster share (default: %(default)s)",
     )
 
 
@@ -171,7 +176,16 @@ def _folder(text: str) -> Path:
     """An argument that must name a folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("needs the path of a folder, got an empty text")
-    return Path(text)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return Path(text)
+    address = urlsplit(text)
+    if scheme == "file" and address.netloc in ("", "localhost") and address.path:
+        return Path(unquote(address.path))
+    raise argparse.ArgumentTypeError(
+        f"needs the path of a folder, got a {scheme}:// address: mount it as a folder on all nodes and give "
+        "the path"
+    )
 
 
 def _is_whole(text: str) -> bool:
