@@ -121,17 +121,35 @@ def marked(mark):
 
 
 @contextmanager
-def ray_cluster(cpus):
+def ray_cluster(cpus, **options):
     """A Ray cluster of this machine alone, as somebody else would run it: its process and its address."""
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--head", "--port", address.rpartition(":")[2], "--include-dashboard", "false"]
+    with _ray_process(words, cpus, "127.0.0.1", **options) as head:
+        yield head, address
+
+
+@contextmanager
+def ray_node(address, cpus, ip, *, before=(), **options):
+    """Another node of that cluster, with an address of its own (127.0.0.2, ...): its process.
+
+    `before` are the words of a command that starts it, such as ``unshare``.
+    """
+    with _ray_process(["--address", address], cpus, ip, before=before, **options) as node:
+        yield node
+
+
+@contextmanager
+def _ray_process(words, cpus, ip, *, before=(), resources="{}"):
+    """A raylet, and what belongs to it; ends with the body, unless it has been killed before."""
     with tempfile.TemporaryDirectory(prefix="tf-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        port = free_port()
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--port", str(port), "--node-ip-address", "127.0.0.1"),
-                *("--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", folder),
+                *(*before, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
+                *("--node-ip-address", ip, "--temp-dir", folder, "--resources", resources),
+                *("--min-worker-port", "0", "--max-worker-port", "0"),
                 *("--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", str(200 * 2**20)),
-                *("--include-dashboard", "false", "--disable-usage-stats"),
+                "--disable-usage-stats",
             ],
             env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"},
             stdout=subprocess.PIPE,
@@ -140,12 +158,14 @@ def ray_cluster(cpus):
             start_new_session=True,
         )
         try:
+            said = []
             for line in process.stdout:
+                said.append(line)
                 if "Ray runtime started" in line:
                     break
             else:
-                raise AssertionError("the cluster did not start")
-            yield process, f"127.0.0.1:{port}"
+                raise AssertionError(f"the node did not start: {said}")
+            yield process
         finally:
             family = descendants(process)
             process.terminate()

@@ -3,6 +3,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,3 +245,18 @@ def test_an_empty_output_folder_is_refused(capsys):
         search.main(["--space", "digits", "--storage", ""])
     assert ended_with.value.code == 2
     assert "argument --storage: needs the path of a folder, got an empty text" in capsys.readouterr().err
+
+
+def test_a_store_that_is_no_folder_is_refused_without_showing_its_password(capsys):
+    with pytest.raises(SystemExit) as stop:
+        search.main(["--space", "digits", "--storage", "s3://key:secret@bucket/runs"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "argument --storage: needs the path of a folder, got a s3:// address: mount it" in error
+    assert "secret" not in error
+
+
+def test_a_file_address_is_its_folder():
+    parser = commands.Parser(prog="made")
+    commands.add_output(parser)
+    assert parser.parse(["--storage", "file:///my%20runs/x"]).storage == Path("/my runs/x")

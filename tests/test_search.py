@@ -194,7 +194,7 @@ def test_the_best_configuration_trains_alone_to_the_same_numbers(search, tmp_pat
         result["paths"]["result"],
     ]
     done = subprocess.run(
-        [*command, *QUICK, "--epochs", "3", "--storage", "out"],
+        [*command, *QUICK, "--epochs", "3", "--output", "out"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+from urllib.parse import unquote, urlsplit
 
 from tune_fusion.errors import InputError, TuneFusionError, suggest
 
@@ -97,7 +98,11 @@ def check_space_given(options: argparse.Namespace) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The option that says where searches are kept; all commands share it."""
     parser.add_argument(
-        "--storage", type=_folder, default=DEFAULT_STORAGE, metavar="DIR", help="default: %(default)s"
+        "--storage",
+        type=_folder,
+        default=DEFAULT_STORAGE,
+        metavar="DIR",
+        help="where searches are kept: a folder that all nodes of a cluster share (default: %(default)s)",
     )
 
 
@@ -143,6 +148,12 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     """The options that say where trials run, and how many at once."""
     add_concurrent(parser)
     parser.add_argument("--address", metavar="ADDR", help="HOST:PORT of a running Ray cluster, or 'auto'")
+    parser.add_argument(
+        "--wait-for-resources",
+        type=natural,
+        metavar="SECONDS",
+        help="give a cluster that grows so long to have room for --concurrent trials (default: for one)",
+    )
 
 
 def add_confirmation(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +177,16 @@ def _folder(text: str) -> Path:
     """An argument that must name a folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("needs the path of a folder, got an empty text")
-    return Path(text)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return Path(text)
+    address = urlsplit(text)
+    if scheme == "file" and address.netloc in ("", "localhost") and address.path:
+        return Path(unquote(address.path))
+    raise argparse.ArgumentTypeError(
+        f"needs the path of a folder, got a {scheme}:// address: mount it as a folder on all nodes and give "
+        "the path"
+    )
 
 
 def _is_whole(text: str) -> bool:

@@ -47,11 +47,12 @@ def _confirm(options: argparse.Namespace, started: float) -> int:
             offline=options.offline,
             address=options.address,
             concurrent=options.concurrent,
+            wait=options.wait_for_resources,
             force=options.force,
             confirm=True,
             register=options.register,
             # Finalists and seeds stand in its journal.
-            words=commands.typed(options, "retrain", "register"),
+            words=commands.typed(options, "wait_for_resources", "retrain", "register"),
         )
         # What is mistaken in itself is refused before anything takes long.
         find_run(options.storage, options.name, "NAME")

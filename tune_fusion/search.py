@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _COMMAND = "tune_fusion.search"
 _CONFIRMATION = ("top", "seeds", "retrain", "register")
 """The options of `commands.add_confirmation`."""
+_WAIT = "wait_for_resources"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +124,7 @@ def _search(options: argparse.Namespace, started: float) -> int:
         commands.tell_problems(_COMMAND, outcome.problems)
         code = interruption.exit_code if interruption.signalled else outcome.exit_code
     if options.confirm and code == 0:
-        names = ("storage", "tracking_uri", "address", "concurrent", "offline", *_CONFIRMATION)
+        names = ("storage", "tracking_uri", "address", "concurrent", _WAIT, "offline", *_CONFIRMATION)
         commands.become("tune_fusion.confirm", [outcome.record.name, *commands.typed(options, *names)])
     return code
 
@@ -141,13 +142,14 @@ def _request(options: argparse.Namespace) -> Request:
         offline=options.offline,
         address=options.address,
         concurrent=options.concurrent,
+        wait=options.wait_for_resources,
         rehearse=options.rehearse,
         warm_start=options.warm_start,
         resume=options.resume,
         force=options.force,
         confirm=options.confirm,
         register=options.register,
-        words=commands.typed(options, "confirm", *_CONFIRMATION),
+        words=commands.typed(options, _WAIT, "confirm", *_CONFIRMATION),
     )
     if options.resume is None:
         check_name(request, "space")  # whose own name is not read yet

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 
 import pytest
 from evidence import check_mlflow, check_order, check_same, decided, decisions, files, lines, lines_so_far
@@ -128,7 +129,8 @@ def test_trials_that_all_fail_alike_end_the_search_at_once(searches, tmp_path, i
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert "Traceback" not in out + err
-    expected = f"the first trials all failed alike: data.name=folder:{photos}: cannot read {photos}: No such"
+    lacking = f"data on {socket.gethostname()}: data.name=folder:{photos}: cannot read {photos}: No such"
+    expected = f"the first trials all failed alike: {lacking}"
     assert err.startswith(f"tune_fusion.search: {expected}")
     assert err.count("\n") == 1
     result = json.loads((folder / "result.json").read_text())

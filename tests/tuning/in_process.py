@@ -1,5 +1,7 @@
 """Searches and confirmations with real training in this very process: the product's parts, without Ray."""
 
+from pathlib import Path
+
 from made_spaces import VOCABULARY
 from simulated import session_of
 
@@ -11,6 +13,7 @@ from tune_fusion.tuning.asha import Asha
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.finalists import as_finalist, confirmed, finalists, fresh_seeds, listed_runs
 from tune_fusion.tuning.listed import ListedStudy
+from tune_fusion.tuning.members import Proof
 from tune_fusion.tuning.trainable import FusionTrial, TrialPlan
 
 
@@ -96,5 +99,6 @@ def _plan(space, seeds, folder, *, test):
         metric=space.search.metric,
         direction=space.direction,
         run_folder=folder,
+        proof=Proof(Path(__file__), Path(__file__).read_bytes()),
         test=test,
     )

@@ -30,7 +30,7 @@ def engine(pack):
 
 @pytest.fixture
 def scheduler(engine):
-    return EngineScheduler(engine, Trouble(), lambda: None)
+    return EngineScheduler(engine, Trouble(), lambda: None, list)
 
 
 def ray_trial(number, error_file=None):

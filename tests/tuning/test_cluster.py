@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tune_fusion.errors import InputError
 from tune_fusion.space.settings import ResourceSettings
-from tune_fusion.tuning.cluster import Node, check_resources, connection, slots
+from tune_fusion.tuning.cluster import Node, bundle, check_resources, connection, slots
 
 STEADY = settings(derandomize=True, deadline=None, max_examples=80)
 
@@ -114,6 +114,63 @@ def test_resources_that_no_node_has_show_the_cluster(cpu, gpu, message):
     with pytest.raises(InputError) as refused:
         check_resources(ResourceSettings(cpu=cpu, gpu=float(gpu)), [node(8), node(2, 1, "two")])
     assert str(refused.value) == message
+
+
+def with_kinds(cpu, gpu, *kinds, host="one"):
+    return Node(host, float(cpu), float(gpu), accelerators=kinds)
+
+
+def test_trials_that_want_an_accelerator_fit_on_nodes_that_have_it():
+    wanted = ResourceSettings(cpu=1, gpu=0.5, accelerator="H100")
+    nodes = [with_kinds(8, 2, "H100"), with_kinds(8, 4, "A100", host="two"), node(8, 1, "three")]
+    assert slots(wanted, nodes) == 4
+    assert slots(wanted.anywhere, nodes) == 4 + 8 + 2
+    check_resources(wanted, nodes)
+    assert bundle(wanted) == {"CPU": 1, "GPU": 0.5, "accelerator_type:H100": 0.001}
+    assert bundle(wanted.anywhere) == {"CPU": 1, "GPU": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodes", "message"),
+    [
+        (
+            "H1000",
+            [with_kinds(8, 2, "H100"), with_kinds(8, 4, "T4", host="two")],
+            "resources.accelerator: no node has 'H1000'; did you mean 'H100'? (the cluster: one: 8 CPUs, 2 "
+            "GPUs, H100; two: 8 CPUs, 4 GPUs, T4)",
+        ),
+        (
+            "V2",
+            [with_kinds(8, 2, "H100"), with_kinds(8, 4, "T4", host="two")],
+            "resources.accelerator: no node has 'V2'; known: H100, T4 (the cluster: one: 8 CPUs, 2 GPUs, "
+            "H100; two: 8 CPUs, 4 GPUs, T4)",
+        ),
+        (
+            "H100",
+            [node(8)],
+            "resources.accelerator: no node has 'H100'; no node has any that Ray knows (the cluster: one: 8 "
+            "CPUs, 0 GPUs)",
+        ),
+        # The node that has it is too small, and the others do not count.
+        (
+            "T4",
+            [with_kinds(2, 1, "T4"), with_kinds(8, 8, "H100", host="two")],
+            "resources: one trial asks for 4 CPUs and 1 GPUs on a node with T4, and no node has them: one: 2 "
+            "CPUs, 1 GPUs, T4; two: 8 CPUs, 8 GPUs, H100; lower --cpus or --gpus",
+        ),
+    ],
+)
+def test_an_accelerator_that_no_node_has_shows_those_that_there_are(kind, nodes, message):
+    with pytest.raises(InputError) as refused:
+        check_resources(ResourceSettings(cpu=4, gpu=1.0, accelerator=kind), nodes)
+    assert str(refused.value) == message
+
+
+def test_how_long_was_waited_is_said():
+    with pytest.raises(
+        InputError, match=r"no node has them after 12 s of waiting \(--wait-for-resources\): "
+    ):
+        check_resources(ResourceSettings(cpu=64), [node(8)], 12.3)
 
 
 def test_more_than_one_gpu_must_be_whole():

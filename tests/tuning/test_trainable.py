@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from small_disk import small_disk
 from torch import nn
 
+from tune_fusion.errors import TuneFusionError
 from tune_fusion.runs import RunFolder
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
@@ -20,6 +21,7 @@ from tune_fusion.training.checkpoint import newest_checkpoint
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench
 from tune_fusion.tuning.failures import Failure
+from tune_fusion.tuning.members import Proof
 from tune_fusion.tuning.trainable import FusionTrial, TrialPlan
 
 MODEL = ModelSettings(name="lenet5")
@@ -49,6 +51,9 @@ def fingerprint():
 
 @pytest.fixture
 def make_plan(tmp_path, fingerprint):
+    shared = tmp_path / "shared"
+    shared.write_bytes(b"the driver's")
+
     def make(folder="run", **changes):
         settings = {
             "model": MODEL,
@@ -60,6 +65,7 @@ def make_plan(tmp_path, fingerprint):
             "metric": "val_loss",
             "direction": "min",
             "run_folder": tmp_path / folder,
+            "proof": Proof(shared, b"the driver's"),
         }
         return TrialPlan(**(settings | changes))
 
@@ -301,6 +307,20 @@ def test_other_data_than_the_drivers_are_refused(make_plan):
     assert message.startswith(f"data on {socket.gethostname()} differ from the driver's (fingerprint ")
     assert "ffffffffffff there): the same files must be on every node" in message
     assert files(plan.run_folder) == ["trial-0000.txt"]
+
+
+def test_a_machine_without_the_data_names_itself_and_their_folder(make_plan, tmp_path):
+    data = DataSettings(name=f"folder:{tmp_path / 'photos'}", image_size=32)
+    message = worker(make_plan(data=data)).step()["failure"].message
+    here = f"data on {socket.gethostname()}: data.name=folder:{tmp_path / 'photos'}: cannot read "
+    assert message.startswith(here)
+
+
+def test_a_machine_without_the_searchs_folder_runs_no_trial(make_plan, tmp_path):
+    with pytest.raises(
+        TuneFusionError, match=f"^{socket.gethostname()} does not share the folder {tmp_path}"
+    ):
+        worker(make_plan(proof=Proof(tmp_path / "shared", b"another driver's")))
 
 
 def test_an_image_that_went_bad_after_the_drivers_check_is_skipped_and_counted(

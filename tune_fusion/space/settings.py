@@ -136,3 +136,10 @@ class ResourceSettings(Section):
     """``auto``: the search measures its own training step when it starts, and chooses `cpu` and the fraction
     of a GPU; `gpu` then only says whether trials train on GPUs (above 0) or on CPUs. When memory runs out all
     the same, fewer trials run at once."""
+    accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Trials run on nodes with this accelerator alone, named as Ray names it: H100, A100, T4."""
+
+    @property
+    def anywhere(self) -> ResourceSettings:
+        """The same on whatever accelerator there is."""
+        return self.model_copy(update={"accelerator": None})

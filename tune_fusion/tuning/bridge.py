@@ -5,17 +5,18 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
-from ray.tune import ProgressReporter
+from ray.tune import PlacementGroupFactory, ProgressReporter
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_fusion.space.settings import ResourceSettings
+from tune_fusion.tuning.cluster import anywhere_but, bundle
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.failures import Failure
 from tune_fusion.tuning.hangs import HangWatch
@@ -81,14 +82,28 @@ class EngineSearcher(_Unpickled, Searcher):  # type: ignore[misc]  # Ray ships n
 class EngineScheduler(_Unpickled, FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     """Reports results to the engine and does as it says; `check` may raise to end the search at once."""
 
-    def __init__(self, engine: Engine, trouble: Trouble, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        trouble: Trouble,
+        check: Callable[[], None],
+        excluded: Callable[[], Sequence[str]],
+    ) -> None:
         super().__init__()
         self._engine = engine
         self._trouble = trouble
         self._check = check
+        self._excluded = excluded
         self._watch = HangWatch(engine.space.search.trial_timeout)
         self._looked = 0.0
         self._hung: dict[int, str] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Keep a trial that has not started from the nodes on which none is to run."""
+        excluded = self._excluded()
+        if excluded:
+            bundles, selector = trial.placement_group_factory.bundles, anywhere_but(excluded)
+            trial.update_resources(PlacementGroupFactory(bundles, bundle_label_selector=[selector]))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop or continue, as the engine decides."""
@@ -186,14 +201,17 @@ def run_trials(
     check: Callable[[], None],
     plan: TrialPlan,
     resources: ResourceSettings,
+    excluded: Callable[[], Sequence[str]],
     trouble: Trouble,
 ) -> None:
     """Run the engine's trials on the connected Ray cluster until it has no more, or `check` raises.
 
+    On none of the nodes whose ids `excluded` gives when a trial is about to start.
+
     Raises OSError where the journal or a worker could not write any more.
     """
     trainable = tune.with_resources(
-        tune.with_parameters(FusionTrial, plan=plan), {"cpu": resources.cpu, "gpu": resources.gpu}
+        tune.with_parameters(FusionTrial, plan=plan), PlacementGroupFactory([bundle(resources)])
     )
     with (
         tempfile.TemporaryDirectory(prefix="tune_fusion-", ignore_cleanup_errors=True) as scratch,
@@ -204,7 +222,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 num_samples=-1,
                 search_alg=EngineSearcher(engine, trouble, check),
-                scheduler=EngineScheduler(engine, trouble, check),
+                scheduler=EngineScheduler(engine, trouble, check, excluded),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

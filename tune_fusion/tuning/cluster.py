@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from tune_fusion.errors import InputError
+from tune_fusion.commands import say
+from tune_fusion.errors import InputError, suggest
 from tune_fusion.space.settings import ResourceSettings
 from tune_fusion.tuning.own_ray import our_own_ray, trials_on_prestarted_workers
 
@@ -32,6 +35,11 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _CONNECT_SECONDS = 3.0
+# The resource by which Ray tells the kind of a node's accelerator; each such node has 1 of it.
+_KIND = "accelerator_type:"
+_LITTLE = 0.001
+# How often a cluster is looked at that is to grow.
+_GROWN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,17 @@ class Node:
     host: str
     cpu: float
     gpu: float
+    id: str = ""
+    """Ray's; empty for a node that is only imagined."""
+    address: str = ""
+    """Tells nodes of the same host name apart."""
+    accelerators: tuple[str, ...] = ()
+    """The kinds it has, as Ray names them."""
+
+    @property
+    def name(self) -> str:
+        """It for people: ``worker-3 (10.0.0.7)``."""
+        return f"{self.host} ({self.address})"
 
 
 @contextmanager
@@ -117,7 +136,10 @@ def check_machine(address: str | None, resources: ResourceSettings, gpus: int) -
     A cluster to be joined answers for itself once it is connected.
     """
     if _target(address) == "local":
-        check_resources(resources, [Node(socket.gethostname(), float(os.cpu_count() or 1), float(gpus))])
+        # Which accelerator it has Ray finds out when it starts.
+        check_resources(
+            resources.anywhere, [Node(socket.gethostname(), float(os.cpu_count() or 1), float(gpus))]
+        )
 
 
 @contextmanager
@@ -167,10 +189,30 @@ def nodes() -> list[Node]:
     import ray
 
     return [
-        Node(n["NodeManagerHostname"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        Node(
+            n["NodeManagerHostname"],
+            n["Resources"].get("CPU", 0.0),
+            n["Resources"].get("GPU", 0.0),
+            n["NodeID"],
+            n["NodeManagerAddress"],
+            tuple(sorted(key[len(_KIND) :] for key in n["Resources"] if key.startswith(_KIND))),
+        )
         for n in ray.nodes()
         if n["Alive"]
     ]
+
+
+def own_node() -> str:
+    """The id of the node that this process is connected by."""
+    import ray
+
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def anywhere_but(nodes: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector of every node but these, given by their ids."""
+    return {"ray.io/node-id": f"!in({','.join(nodes)})"} if nodes else {}
 
 
 def slots(resources: ResourceSettings, cluster: list[Node]) -> int:
@@ -182,6 +224,8 @@ def slots(resources: ResourceSettings, cluster: list[Node]) -> int:
 
 
 def _fit(resources: ResourceSettings, node: Node) -> int:
+    if resources.accelerator is not None and resources.accelerator not in node.accelerators:
+        return 0
     by_cpu = int(node.cpu // resources.cpu)
     if resources.gpu == 0:
         return by_cpu
@@ -191,18 +235,86 @@ def _fit(resources: ResourceSettings, node: Node) -> int:
     return min(by_cpu, int(node.gpu // resources.gpu))
 
 
-def check_resources(resources: ResourceSettings, cluster: list[Node]) -> None:
-    """Raise InputError when no node can run even one trial: Ray itself would wait for ever."""
+def wait_for_room(
+    resources: ResourceSettings, trials: int, seconds: float, check: Callable[[], None]
+) -> float:
+    """Ask the connected cluster to grow until so many trials with `resources` fit, for at most `seconds`.
+
+    Says on standard error that it waits, and returns the seconds it did. `check` is called all the while, and
+    may raise to end it. What the cluster has been asked for is withdrawn at the end: running trials keep
+    their nodes, and those that nobody uses may go.
+    """
+    _check_whole(resources)
+    if seconds <= 0 or slots(resources, nodes()) >= trials:
+        return 0.0
+    from ray.autoscaler.sdk import request_resources
+
+    say(
+        f"waiting up to {seconds:g} s for room for {trials} trial{'s' * (trials > 1)} of {_asked(resources)} "
+        f"each; the cluster has {_has(nodes())}",
+        sys.stderr,
+    )
+    started = time.monotonic()
+    request_resources(bundles=[bundle(resources)] * trials)
+    try:
+        while (waited := time.monotonic() - started) < seconds and slots(resources, nodes()) < trials:
+            check()
+            time.sleep(_GROWN_SECONDS)
+    finally:
+        request_resources(bundles=[])
+    return waited
+
+
+def bundle(resources: ResourceSettings) -> dict[str, float]:
+    """What one trial occupies, in Ray's words."""
+    return {"CPU": resources.cpu, "GPU": resources.gpu, **kind(resources)}
+
+
+def kind(resources: ResourceSettings) -> dict[str, float]:
+    """The resource that keeps a trial on nodes with its accelerator; empty where any will do."""
+    return {} if resources.accelerator is None else {f"{_KIND}{resources.accelerator}": _LITTLE}
+
+
+def check_resources(resources: ResourceSettings, cluster: list[Node], waited: float = 0.0) -> None:
+    """Raise InputError when no node can run even one trial: Ray itself would wait for ever.
+
+    `waited` are the seconds that were spent on waiting for such a node.
+    """
+    _check_whole(resources)
+    if slots(resources, cluster) > 0:
+        return
+    since = f" after {waited:.0f} s of waiting (--wait-for-resources)" if waited else ""
+    known = sorted({name for node in cluster for name in node.accelerators})
+    if resources.accelerator is not None and resources.accelerator not in known:
+        there = suggest(resources.accelerator, known) if known else "no node has any that Ray knows"
+        raise InputError(
+            f"resources.accelerator: no node has {resources.accelerator!r}{since}; {there} (the cluster: "
+            f"{_has(cluster)})"
+        )
+    most = max((node.gpu for node in cluster), default=0.0)
+    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > most else ""
+    raise InputError(
+        f"resources: one trial asks for {_asked(resources)}, and no node has them{since}: {_has(cluster)}; "
+        f"lower --cpus or --gpus{hint}"
+    )
+
+
+def _check_whole(resources: ResourceSettings) -> None:
     if resources.gpu > 1 and resources.gpu != int(resources.gpu):
         raise InputError(
             f"--gpus {resources.gpu:g}: above 1 a trial takes whole GPUs; give 1, 2, ... or a fraction"
         )
-    if slots(resources, cluster) > 0:
-        return
-    has = "; ".join(f"{node.host}: {node.cpu:g} CPUs, {node.gpu:g} GPUs" for node in cluster)
-    most = max((node.gpu for node in cluster), default=0.0)
-    hint = " (--gpus 0 trains on the CPU)" if resources.gpu > most else ""
-    raise InputError(
-        f"resources: one trial asks for {resources.cpu} CPUs and {resources.gpu:g} GPUs, and no node has "
-        f"them: {has}; lower --cpus or --gpus{hint}"
+
+
+def _asked(resources: ResourceSettings) -> str:
+    """What one trial asks for, in words."""
+    where = "" if resources.accelerator is None else f" on a node with {resources.accelerator}"
+    return f"{resources.cpu} CPUs and {resources.gpu:g} GPUs{where}"
+
+
+def _has(cluster: Sequence[Node]) -> str:
+    """What each node has, in words."""
+    return "; ".join(
+        ", ".join([f"{node.host}: {node.cpu:g} CPUs", f"{node.gpu:g} GPUs", *node.accelerators])
+        for node in cluster
     )

@@ -40,12 +40,13 @@ from tune_fusion.tuning.finalists import (
 )
 from tune_fusion.tuning.interruption import Interruption
 from tune_fusion.tuning.listed import ListedRun, ListedStudy
+from tune_fusion.tuning.members import Members
 from tune_fusion.tuning.opening import opened, reopened
 from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.preflight import Request, as_before, check_confirmable, check_store, moved_store
 from tune_fusion.tuning.resume import SpaceSource, check_same_search, replay
 from tune_fusion.tuning.retraining import retrain
-from tune_fusion.tuning.running import Ending, Running, nodes_of, session_of, slots_of
+from tune_fusion.tuning.running import Ending, Running, nodes_of, session_of
 
 TOP, SEEDS = 3, 5
 """Finalists of each kind, and fresh seeds, where nothing is said."""
@@ -113,9 +114,10 @@ def run_confirmation(
             changes = moved_store(request, past.session)
             changes += check_same_search(past, session, option=option, force=request.force)
         connect = stack.enter_context(cluster.connection(request.address, checked.space.model.name))
-        nodes = nodes_of(connect, request, checked, bench, search.folder, interruption)
-        engine = _engine(request, checked, runs, session, past)
-        run = _Confirmation(request, checked, bench, folder, engine, interruption, nodes)
+        members = Members(checked.space.resources, request.concurrent, checked.space.data)
+        nodes = nodes_of(connect, request, checked, bench, search.folder, members, interruption)
+        engine = _engine(members.slots, checked, runs, session, past)
+        run = _Confirmation(request, checked, bench, folder, engine, interruption, members, nodes)
         run.search, run.order, run.past = search, order, past
         run.fingerprints = {seed: _fingerprint(bench, seed) for seed in seeds}
         if past is not None:
@@ -181,7 +183,10 @@ class _Confirmation(Running):
         if best is not None and self.order.retrain:
             bench, resources = self._bench_of(best), self._checked.space.resources
             epochs = mean_best_epoch(self._record, runs)
-            retrain(bench, best.configuration, epochs, resources, self._retrained, self._interruption)
+            excluded = self._members.excluded()
+            retrain(
+                bench, best.configuration, epochs, resources, excluded, self._retrained, self._interruption
+            )
 
     def _model(self) -> BestModel | None:
         """The winner's model: of its best run, or trained once more on all but the test images."""
@@ -347,7 +352,7 @@ def _fingerprint(bench: Workbench, seed: int) -> str:
 
 
 def _engine(
-    request: Request,
+    slots: Callable[[], int],
     checked: Checked,
     runs: Mapping[Arm, list[ListedRun]],
     session: Session,
@@ -370,7 +375,7 @@ def _engine(
         arms=arms,
         chronicle=Chronicle.begin(session if past is None else past.chronicle.sessions[0]),
         layer_names=checked.layer_names,
-        slots=slots_of(request, checked),
+        slots=slots,
     )
 
 

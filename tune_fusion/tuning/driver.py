@@ -22,6 +22,7 @@ from tune_fusion.tuning.best_model import write_model
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.interruption import Interruption
 from tune_fusion.tuning.kept_files import best_trials
+from tune_fusion.tuning.members import Members
 from tune_fusion.tuning.opening import opened, reopened
 from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.packing import pack, prepare, reasons, with_resources
@@ -35,7 +36,7 @@ from tune_fusion.tuning.preflight import (
     moved_store,
 )
 from tune_fusion.tuning.resume import SpaceSource, check_same_search, replay, resumed_source
-from tune_fusion.tuning.running import Ending, Running, nodes_of, session_of, slots_of
+from tune_fusion.tuning.running import Ending, Running, nodes_of, session_of
 from tune_fusion.tuning.warm_start import Earlier, check_alike, copy_weights, find_earlier, inherit
 
 
@@ -75,20 +76,21 @@ def run_search(
         if past is not None:
             option = f"--resume {request.resume}"
             changes = check_same_search(past, session, option=option, force=request.force)
+        members = Members(checked.space.resources, request.concurrent, checked.space.data)
         engine = Engine(
             space=checked.space,
             vocabulary=checked.vocabulary,
             arms=make_arms(checked.space),
             chronicle=Chronicle.begin(session if past is None else past.chronicle.sessions[0]),
             layer_names=checked.layer_names,
-            slots=slots_of(request, checked),
+            slots=members.slots,
         )
         earlier = _earlier(request, checked, bench)
         inherited = [] if earlier is None else inherit(engine, earlier)
         if connect is None:
             connect = stack.enter_context(cluster.connection(request.address, checked.space.model.name))
-        nodes = nodes_of(connect, request, checked, bench, folder, interruption)
-        search = _SearchRun(request, checked, bench, folder, engine, interruption, nodes)
+        nodes = nodes_of(connect, request, checked, bench, folder, members, interruption)
+        search = _SearchRun(request, checked, bench, folder, engine, interruption, members, nodes)
         search.packing = packing
         if past is not None:
             replay(search.engine, past, strict=not request.force)

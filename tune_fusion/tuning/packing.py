@@ -133,7 +133,7 @@ def as_said(checked: Checked, most: int | None) -> Packing:
     Where not all of the trials fit into memory, those that do are measured.
     """
     machine, resources = this_machine(checked.space), checked.space.resources
-    slots = cluster.slots(resources, [machine.node])
+    slots = cluster.slots(resources.anywhere, [machine.node])
     trials = slots if most is None else min(slots, most)
     each = -(-trials // machine.devices)
     measured = measure(checked, machine, lambda fits: [Layout(min(each, fits), resources.cpu)])

@@ -30,7 +30,7 @@ def check_plan(checked: Checked) -> Checked:
     """The space as its probe needs it; InputError where no trial of it fits on this machine."""
     checked = prepare(checked)
     machine = this_machine(checked.space)
-    cluster.check_resources(checked.space.resources, [machine.node])
+    cluster.check_resources(checked.space.resources.anywhere, [machine.node])
     return checked
 
 

@@ -43,6 +43,8 @@ class Request:
     """Start although the tracking store does not answer."""
     address: str | None = None
     concurrent: int | None = None
+    wait: int | None = None
+    """Seconds that a cluster is given to have room for `concurrent` trials, or for one."""
     rehearse: bool = False
     warm_start: str | None = None
     """The name of an earlier search, or the id or name of its MLflow run, to start with the results of."""

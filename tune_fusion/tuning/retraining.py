@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tune_fusion.space.settings import DataSettings, ModelSettings, ResourceSett
 from tune_fusion.training.checkpoint import save_weights, weights_of
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench, pick_device
+from tune_fusion.tuning import cluster
 from tune_fusion.tuning.interruption import Interruption
 
 _LOOK_SECONDS = 0.5
@@ -27,16 +28,25 @@ def retrain(
     configuration: Mapping[str, Any],
     epochs: int,
     resources: ResourceSettings,
+    excluded: Sequence[str],
     weights: Path,
     interruption: Interruption,
 ) -> None:
     """Train `configuration` for `epochs` on the cluster, on all images but the test images.
 
+    Not on the nodes whose ids are `excluded`.
+
     The schedule stays that of the whole training. The weights after the last epoch go to the file `weights`,
     which the cluster's nodes must share. Raises Interrupted, and TuneFusionError where it diverged or its
     worker was lost too often.
     """
-    task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=_RETRIES)(_train)
+    task = ray.remote(
+        num_cpus=resources.cpu,
+        num_gpus=resources.gpu,
+        resources=cluster.kind(resources),
+        max_retries=_RETRIES,
+        label_selector=cluster.anywhere_but(excluded),
+    )(_train)
     job = task.remote(
         bench.model_settings,
         bench.data_settings,

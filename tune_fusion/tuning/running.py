@@ -37,6 +37,7 @@ from tune_fusion.tuning.delivering import acknowledgement, delivered, figure_fil
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.interruption import Interrupted, Interruption
 from tune_fusion.tuning.kept_files import FileKeeper
+from tune_fusion.tuning.members import Members
 from tune_fusion.tuning.opening import Opened
 from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.preflight import Request, later
@@ -75,6 +76,7 @@ class Running(ABC):
         folder: RunFolder,
         engine: Engine,
         interruption: Interruption,
+        members: Members,
         nodes: list[cluster.Node],
     ) -> None:
         self.engine = engine
@@ -83,6 +85,7 @@ class Running(ABC):
         self._bench = bench
         self._folder = folder
         self._interruption = interruption
+        self._members = members
         self._nodes = nodes
         self._trouble = Trouble()
         self._drain_until = 0.0
@@ -211,6 +214,7 @@ class Running(ABC):
             metric=space.search.metric,
             direction=space.direction,
             run_folder=self._folder.path,
+            proof=self._members.watch(self._folder.journal),
             test=self.command == "confirm",
         )
 
@@ -277,7 +281,14 @@ class Running(ABC):
         try:
             self._begin()
             self._note_skipped_images()
-            run_trials(self.engine, self._check, self._plan(), self._checked.space.resources, self._trouble)
+            run_trials(
+                self.engine,
+                self._check,
+                self._plan(),
+                self._checked.space.resources,
+                self._members.excluded,
+                self._trouble,
+            )
             self._check()
             self._trials_ended()
         except Interrupted as stop:
@@ -324,6 +335,8 @@ class Running(ABC):
             # The last trials run, and some slots are free: what takes a second at the end is done now.
             self._report_at_hand = True
             threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()
+        while self._members.news:
+            engine.note(self._members.news.pop(0))
         if engine.broken:
             raise TuneFusionError(f"the first trials all failed alike: {engine.broken}")
         if self._interruption.signalled and not engine.finished:
@@ -421,33 +434,23 @@ def nodes_of(
     checked: Checked,
     bench: Workbench,
     folder: RunFolder,
+    members: Members,
     interruption: Interruption,
 ) -> list[cluster.Node]:
     """The nodes of the cluster that `connect` gives; signals are deferred from here on.
 
-    Raises InputError where the trials do not fit on it, or their files not on the disk.
+    Raises InputError where the trials do not fit on it, or their files not on the disk, or its nodes do not
+    share the folder.
     """
     interruption.defer()
     connect()
     interruption.install()
     interruption.check()
+    resources = checked.space.resources
+    waited = cluster.wait_for_room(resources, request.concurrent or 1, request.wait or 0, interruption.check)
     nodes = cluster.nodes()
-    cluster.check_resources(checked.space.resources, nodes)
-    slots = cluster.slots(checked.space.resources, nodes)
+    cluster.check_resources(resources, nodes, waited)
+    members.admit(nodes, folder.path, interruption.check)
+    slots = cluster.slots(resources, nodes)
     check_room(folder.path, bench, with_files(checked.space, min(slots, request.concurrent or slots)))
     return nodes
-
-
-def slots_of(request: Request, checked: Checked) -> Callable[[], int]:
-    """How many trials may run at once, now: as many as fit on the cluster, or fewer where that was said."""
-    resources, most = checked.space.resources, request.concurrent
-    asked, known = 0.0, 0
-
-    def slots() -> int:
-        # A cluster may grow or shrink; asking it takes a few milliseconds, so not before every start.
-        nonlocal asked, known
-        if time.monotonic() - asked > 5 or not known:
-            asked, known = time.monotonic(), cluster.slots(resources, cluster.nodes())
-        return known if most is None else min(known, most)
-
-    return slots

@@ -25,6 +25,7 @@ from tune_fusion.training.checkpoint import newest_checkpoint, save_checkpoint, 
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench, pick_device
 from tune_fusion.tuning.failures import Failure, failure
+from tune_fusion.tuning.members import Proof, check_here
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class TrialPlan:
     direction: str
     run_folder: Path
     """Here trials leave checkpoints, weights and tracebacks; what becomes of them is the driver's to say."""
+    proof: Proof
+    """What tells a machine that shares that folder from every other one."""
     test: bool = False
     """True where a trial that has ended is measured on the test images, once, at its best epoch."""
 
@@ -57,6 +60,8 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
         """Called once a worker; see `reset_config` for what follows."""
+        # A node may have joined after the driver looked.
+        check_here(plan.proof)
         torch.set_num_threads(plan.threads)
         self._plan = plan
         self._folder = RunFolder(plan.run_folder)
@@ -108,7 +113,7 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _take_up(self) -> Trainer:
         """A trainer that stands where the newest checkpoint of this very trial does, or at the beginning."""
-        ours, theirs = self._bench.data.fingerprint, self._plan.fingerprints[self._bench.seed]
+        ours, theirs = self._fingerprint(), self._plan.fingerprints[self._bench.seed]
         # Images that only this worker cannot read are no other data where `data.on_corrupt` skips them.
         if ours != theirs and not self._bench.data.skipped:
             raise TuneFusionError(
@@ -126,6 +131,13 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             trainer.load_state_dict(state["trainer"])
             self._epochs = state["epochs"]
         return trainer
+
+    def _fingerprint(self) -> str:
+        """Of the images of this machine, which reads them now if it has not yet."""
+        try:
+            return self._bench.data.fingerprint
+        except TuneFusionError as error:
+            raise TuneFusionError(f"data on {socket.gethostname()}: {error}") from error
 
     def _identity(self) -> dict[str, Any]:
         """All that a trial's results depend on, so that nothing else is continued in its place."""

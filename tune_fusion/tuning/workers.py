@@ -119,4 +119,5 @@ def _cause(error: str) -> str:
     """The first line of the exception at the end of a traceback; its further lines may be anything."""
     lines = error.splitlines()
     last = max((i for i, line in enumerate(lines) if line.startswith("  ")), default=-1)
-    return lines[min(last + 1, len(lines) - 1)].strip()
+    # Our own errors say everything without their type.
+    return re.sub(r"^tune_fusion\.errors\.\w+: ", "", lines[min(last + 1, len(lines) - 1)].strip())
