@@ -164,12 +164,11 @@ class Host:
         """Where the others reach it."""
         return next(iter(self.networks.values()))
 
-    def start(self, words, environment, folder="/tmp", *, user=None, **streams):
+    def start(self, words, environment, folder="/tmp", **streams):
         """Start a command here with this environment alone."""
         variables = [f"{key}={value}" for key, value in environment.items()]
         into = ["nsenter", "--target", self.pid, "--mount", "--net", "--uts", "--pid", "--root"]
-        become = [] if user is None else ["setpriv", "--reuid", user, "--regid", user, "--init-groups"]
-        command = [*into, *become, "env", "--ignore-environment", f"--chdir={folder}", *variables, *words]
+        command = [*into, "env", "--ignore-environment", f"--chdir={folder}", *variables, *words]
         return subprocess.Popen([str(word) for word in command], start_new_session=True, **streams)
 
     def processes(self):

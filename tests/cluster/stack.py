@@ -1,14 +1,15 @@
 """docker/compose.yaml on hosts of this machine: its services, commands, settings, networks and ports.
 
 What stands in for a container is a host (`hosts`), for its image the Python that runs the tests, and for
-postgres's image Debian's PostgreSQL. The reader of the README is a host too, `client`: on its loopback it finds
-what compose publishes, and the others answer it on no other port.
+postgres's image Debian's PostgreSQL. The reader of the README is a host too, `client`: on its loopback it
+finds what compose publishes, and the others answer it on no other port.
 """
 
 import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -37,13 +38,14 @@ _BARE = {
 # Where compose's restart policy would do it.
 _RESTARTED = 'while :; do "$@"; sleep 1; done'
 _INITIALISE = """
-initdb --pgdata /pgdata --username postgres --auth-local trust --auth-host scram-sha-256 >/dev/null
+"$1/initdb" --pgdata /pgdata --username postgres --auth-local trust --auth-host scram-sha-256
 echo "listen_addresses = '*'
 unix_socket_directories = '/tmp'
 fsync = off" >> /pgdata/postgresql.conf
 echo 'host all all all scram-sha-256' >> /pgdata/pg_hba.conf
+echo "create role mlflow login superuser password '$2'
+create database mlflow owner mlflow" | "$1/postgres" --single -D /pgdata postgres
 """
-_ROLE = "create role mlflow login superuser password '{}'; create database mlflow owner mlflow"
 # What must never be uploaded, in the checkout that jobs are submitted from.
 _PRIVATE = ("runs/old/journal.jsonl", "data/photos/cat/1.jpg", "mlflow.db", "mlartifacts/1/model.bin")
 
@@ -109,24 +111,32 @@ class Stack:
     # Services
 
     def start(self, name):
-        """Start a service as compose does, anew whenever it ends."""
-        service, environment, user = self._service(name), {**_BARE, "PGHOST": "/tmp"}, None
+        """Start a service as compose does, ours anew whenever they end."""
+        service, environment = self._service(name), {**_BARE, "PGHOST": "/tmp"}
         if name == "postgres":
-            words, user = [_POSTGRES[-1] / "postgres", "-D", "/pgdata"], "postgres"
+            words = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+            words += [_POSTGRES[-1] / "postgres", "-D", "/pgdata"]
         else:
-            words = list(service["command"])
+            words = ["sh", "-c", _RESTARTED, "sh", *service["command"]]
             environment |= {**image_environment(), **service["environment"], **self._settings(name)}
-        if words[0] == "ray":
-            words += _OBJECT_STORE
+            if "ray" in words:
+                words += _OBJECT_STORE
         with (self.ground.folder / name / "log").open("ab") as log:
             self.host(name).start(
-                ["sh", "-c", _RESTARTED, "sh", *words],
-                environment,
-                user=user,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                words, environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
+
+    def kill(self, name):
+        """SIGKILL to everything of a Ray node; the others have noticed when this returns."""
+        self.host(name).kill()
+        wait_until(lambda: name not in self._alive())
+
+    def stop_postgres(self):
+        """As its container is stopped: connections are cut, everything is written."""
+        min(self.host("postgres").processes(), key=lambda process: process.create_time()).send_signal(
+            signal.SIGINT
+        )
+        wait_until(lambda: not self.host("postgres").processes())
 
     def wait_healthy(self, name):
         """Wait until the service's health check passes, where it has one."""
@@ -154,16 +164,6 @@ class Stack:
         )
         out, _ = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(words, process.returncode, out)
-
-    def stop_postgres(self):
-        """As its container would be stopped: connections are cut, everything is written."""
-        self._signal_postgres("INT")
-        wait_until(lambda: not self.host("postgres").processes())
-
-    def _signal_postgres(self, signal):
-        self.call("postgres", "pkill", "-KILL", "-f", "sh -c while")
-        done = self.call("postgres", "pkill", f"-{signal}", "-o", "-x", "postgres")
-        assert done.returncode == 0, done.stdout
 
     def rows(self, sql, *parameters):
         """Ask MLflow's database; parameters stand as ``?``."""
@@ -208,7 +208,12 @@ class Stack:
 
     def submit(self, *options):
         """Submit a search as the README does, with these options in the place of its own."""
-        return Job(self.type(shlex.join([*submission(), *map(str, options)])))
+        line, search, _ = commands("ray job submit")[0].partition("tune_fusion.search ")
+        return Job(self.type(line + search + shlex.join(map(str, options))))
+
+    def resume(self, name):
+        """Submit what the README says for a search that goes on."""
+        return Job(self.type(commands("ray job submit")[1].replace(" first ", f" {name} ")))
 
     def folder(self, name):
         """The folder of a search."""
@@ -231,7 +236,7 @@ class Stack:
         return folder
 
     def _copy_checkout(self):
-        """The checkout as a reader has it: with data and runs in it, and the secrets that the README makes."""
+        """The checkout as a reader has it: with data, runs, and the secrets that the README makes."""
         unwanted = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "results")
         top = {path.name for path in ROOT.iterdir()} & {"data", "runs", "mlruns", "mlflow.db", "mlartifacts"}
 
@@ -243,7 +248,7 @@ class Stack:
             (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
             (self.checkout / name).write_bytes(b"private " * 2**18)
         (self.checkout / "docker" / ".env").unlink(missing_ok=True)
-        (secrets,) = [command for command in readme() if "openssl" in command]
+        (secrets,) = commands("(umask")
         subprocess.run(["bash", "-c", secrets], cwd=self.checkout, check=True)
 
     def _publish(self):
@@ -268,13 +273,10 @@ class Stack:
             )
 
     def _prepare_postgres(self):
-        tools = {"PATH": f"{_POSTGRES[-1]}:{_BARE['PATH']}"}
-        role = _ROLE.format(self.secrets["POSTGRES_PASSWORD"])
-        single = f'echo "{role.replace("; ", chr(10))}" | postgres --single -D /pgdata postgres >/dev/null'
-        done = self.host("postgres").start(
-            ["sh", "-ec", f"{_INITIALISE}{single}"], {**_BARE, **tools}, user="postgres"
-        )
-        assert done.wait(timeout=60) == 0
+        """What postgres's image does when its volume is empty."""
+        words = ["sh", "-ec", _INITIALISE, "sh", _POSTGRES[-1], self.secrets["POSTGRES_PASSWORD"]]
+        done = self.call("postgres", "runuser", "-u", "postgres", "--", *words)
+        assert done.returncode == 0, done.stdout
 
 
 class Job:
@@ -327,7 +329,12 @@ def readme():
     ]
 
 
-def submission():
-    """The words with which the README submits a search, without the search's options."""
-    words = next(command for command in readme() if command.startswith("ray job submit")).split()
-    return words[: words.index("tune_fusion.search") + 1]
+def commands(start):
+    """Those of the README's commands that begin with these words."""
+    return [command for command in readme() if command.startswith(start)]
+
+
+def places():
+    """Where the README's search keeps its results, as options."""
+    words = commands("ray job submit")[0].split()
+    return words[words.index("--storage") :]
