@@ -3,12 +3,7 @@
 import hosts
 import pytest
 import stack as stacks
-from running import ASHA, Searches
-
-TRIALS = 16
-SEARCH = ["--space", "digits", "--trials", TRIALS, "--epochs", 3, "--set", "data.limit=300", *ASHA]
-# Epochs of a few tenths of a second.
-SEARCH += ["--set", "training.batch_size=8", "--concurrent", 1]
+from running import Searches
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +19,7 @@ def stack():
 @pytest.fixture(scope="session")
 def search():
     """Options of the search that some tests disturb."""
-    return [*SEARCH, *stacks.places()]
+    return [*stacks.SEARCH, *stacks.places()]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +27,7 @@ def undisturbed(tmp_path_factory):
     """The folder of the same search on this machine alone, which those on the cluster must equal."""
     place, searches = tmp_path_factory.mktemp("undisturbed"), Searches()
     try:
-        code, _, err = searches.run(place, *SEARCH, "--name", "calm")
+        code, _, err = searches.run(place, *stacks.SEARCH, "--name", "calm")
     finally:
         searches.close()
     assert (code, err) == (0, "")

@@ -5,6 +5,7 @@ postgres's image Debian's PostgreSQL. The reader of the README is a host too, `c
 finds what compose publishes, and the others answer it on no other port.
 """
 
+import base64
 import json
 import re
 import shlex
@@ -21,10 +22,15 @@ from pathlib import Path
 import psycopg2
 from deployment import ROOT, image_environment, rendered
 from hosts import Ground
-from running import wait_until
+from running import ASHA, wait_until
 from watching import Watcher
 
 WORKERS = ("worker-1", "worker-2")
+TRIALS = 16
+SEARCH = ["--space", "digits", "--trials", TRIALS, "--epochs", 3, "--set", "data.limit=300", *ASHA]
+# Epochs of a few tenths of a second.
+SEARCH += ["--set", "training.batch_size=8", "--concurrent", 1]
+"""What a short search is told, but for its places."""
 PATIENCE = 240
 """Seconds after which a search on a busy machine is taken to hang."""
 _OBJECT_STORE = ("--object-store-memory", str(100 * 2**20))
@@ -47,7 +53,7 @@ echo "create role mlflow login superuser password '$2'
 create database mlflow owner mlflow" | "$1/postgres" --single -D /pgdata postgres
 """
 # What must never be uploaded, in the checkout that jobs are submitted from.
-_PRIVATE = ("runs/old/journal.jsonl", "data/photos/cat/1.jpg", "mlflow.db", "mlartifacts/1/model.bin")
+PRIVATE = ("runs/old/journal.jsonl", "data/photos/cat/1.jpg", "mlflow.db", "mlartifacts/1/model.bin")
 
 
 def missing():
@@ -191,6 +197,11 @@ class Stack:
             except urllib.error.HTTPError as refusal:
                 return refusal.code, refusal.read()
 
+    def login(self):
+        """The header that MLflow asks for."""
+        words = f"admin:{self.secrets['MLFLOW_ADMIN_PASSWORD']}"
+        return {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
+
     def type(self, line):
         """Start what a reader of the README types in his checkout, the token's line before it."""
         (export,) = [
@@ -244,7 +255,7 @@ class Stack:
             return unwanted(folder, names) | (top if Path(folder) == ROOT else set())
 
         shutil.copytree(ROOT, self.checkout, ignore=left)
-        for name in _PRIVATE:
+        for name in PRIVATE:
             (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
             (self.checkout / name).write_bytes(b"private " * 2**18)
         (self.checkout / "docker" / ".env").unlink(missing_ok=True)

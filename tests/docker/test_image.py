@@ -16,7 +16,10 @@ def test_hadolint_has_nothing_to_say(tmp_path):
     assert set(re.findall(r"DL\d+", done.stdout)) >= {"DL3007", "DL3003"}
 
 
-@pytest.mark.parametrize("script", [DOCKER / "install.sh", ROOT / ".ci" / "run"], ids=lambda path: path.name)
+SCRIPTS = [DOCKER / "install.sh", ROOT / ".ci" / "run", ROOT / "tests" / "cluster" / "install.sh"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_shellcheck_has_nothing_to_say(script):
     done = run("shellcheck", script)
     assert (done.returncode, done.stdout) == (0, "")
