@@ -51,6 +51,27 @@ echo up
 exec env --ignore-signal=CHLD chroot "$root" sleep infinity
 """
 
+# What hosts are made of, and what their packet filters know.
+_TRIAL = """
+set -e
+ip link add b0 type bridge
+ip link add v0 type veth peer name v1
+nft --file - <<END
+table ip t {
+  chain output { type nat hook output priority -100
+    ip daddr 127.0.0.1 tcp dport 1 dnat to 10.0.0.1:2
+  }
+  chain postrouting { type nat hook postrouting priority 100
+    masquerade
+  }
+  chain input { type filter hook input priority 0
+    ct state established accept
+    meta l4proto tcp reject with tcp reset
+  }
+}
+END
+"""
+
 
 def missing():
     """Why there can be no hosts here; empty where there can."""
@@ -66,9 +87,6 @@ def missing():
         check=False,
     )
     return f"namespaces cannot be made here: {tried.stderr.strip()}" if tried.returncode else ""
-
-
-_TRIAL = "ip link add b0 type bridge && ip link add v0 type veth peer name v1 && nft add table inet t"
 
 
 class Ground:
