@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: audit bench bench-gpu bench-search search test test-chaos test-slow install clean
+.PHONY: audit bench bench-gpu bench-search search test test-chaos test-cluster test-slow install clean
 
 install: .venv/.installed
 
@@ -21,10 +21,15 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not cluster"
 
 test-chaos: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "chaos and not slow"
+
+# One after the other: they share one cluster, and take its hosts down.
+test-cluster: install
+	tests/cluster/install.sh
+	$(BIN)/python -m pytest -m cluster --durations 5
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

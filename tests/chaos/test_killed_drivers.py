@@ -1,7 +1,6 @@
 """SIGKILL of the process of a search, again and again: nothing is lost, nothing is done or decided twice."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -33,6 +32,7 @@ from running import (
     wait_for_end,
     wait_until,
 )
+from watching import Watcher
 
 pytestmark = pytest.mark.chaos
 
@@ -43,19 +43,6 @@ SEARCH += ["--set", "training.batch_size=16"]
 KILLS = 20
 PATIENCE = 400
 """Seconds after which a search on a busy machine is taken to hang."""
-
-# Python runs this at the start of every process that finds it: of drivers and of workers.
-WATCHER = """
-import os, sys
-
-def watch(event, arguments, log=os.environ.get("TF_TEST_LOG")):
-    if event == "open" and log and "/checkpoints/" in str(arguments[0]) and arguments[2] & os.O_CREAT:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(file, os.fsencode(arguments[0]) + b"\\n")
-        os.close(file)
-
-sys.addaudithook(watch)
-"""
 
 
 class Victim:
@@ -68,15 +55,12 @@ class Victim:
         self._name = name
         self._epochs = epochs
         self._options = options
-        self._log = place / "trained"
-        (place / "watcher").mkdir(parents=True)
-        (place / "watcher" / "sitecustomize.py").write_text(WATCHER)
-        (place / "temporary").mkdir()
+        (place / "temporary").mkdir(parents=True)
+        self._watcher = Watcher(place)
         self._mark = uuid.uuid4().hex
         self._environment = {
-            "PYTHONPATH": os.pathsep.join([str(place / "watcher"), os.environ.get("PYTHONPATH", "")]),
+            **self._watcher.environment,
             "TMPDIR": str(place / "temporary"),
-            "TF_TEST_LOG": str(self._log),
             "TF_TEST_MARK": self._mark,
         }
 
@@ -96,8 +80,7 @@ class Victim:
 
     def trained(self):
         """(trial, epoch) of every checkpoint that was begun: one a trained epoch."""
-        paths = [Path(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
-        return [(int(path.parent.name), int(path.name.split(".")[1].split("-")[1])) for path in paths]
+        return self._watcher.trained(self._name)
 
     def relatives(self):
         """The processes that the search has started, directly or not, and that are alive."""

@@ -8,14 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from deployment import COMPOSE, DOCKER, ROOT, SECRETS, compose, documents, parse_command, run
-
-
-def rendered(*files, **changes):
-    """The stack as compose understands it, without defaults left open."""
-    done = compose("config", "--format", "json", files=files or COMPOSE[:1], **{**SECRETS, **changes})
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+from deployment import COMPOSE, DOCKER, ROOT, SECRETS, compose, documents, parse_command, rendered, run
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,7 @@ import re
 import sys
 
 import pytest
-from deployment import DOCKER, ROOT, run
-
-INSTRUCTIONS = [
-    line.split(maxsplit=1)
-    for line in (DOCKER / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
-    if line and not line.startswith("#")
-]
-
-
-def given(instruction):
-    return [rest for name, rest in INSTRUCTIONS if name == instruction]
+from deployment import DOCKER, INSTRUCTIONS, ROOT, given, image_environment, run
 
 
 def test_hadolint_has_nothing_to_say(tmp_path):
@@ -26,7 +16,10 @@ def test_hadolint_has_nothing_to_say(tmp_path):
     assert set(re.findall(r"DL\d+", done.stdout)) >= {"DL3007", "DL3003"}
 
 
-@pytest.mark.parametrize("script", [DOCKER / "install.sh", ROOT / ".ci" / "run"], ids=lambda path: path.name)
+SCRIPTS = [DOCKER / "install.sh", ROOT / ".ci" / "run", ROOT / "tests" / "cluster" / "install.sh"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_shellcheck_has_nothing_to_say(script):
     done = run("shellcheck", script)
     assert (done.returncode, done.stdout) == (0, "")
@@ -56,7 +49,7 @@ def test_only_what_is_copied_may_enter():
 
 
 def test_no_secret_is_in_the_image_and_ray_asks_for_a_token():
-    settings = dict(pair.split("=", 1) for rest in given("ENV") for pair in rest.split())
+    settings = image_environment()
     assert settings["RAY_AUTH_MODE"] == "token"
     names = [*settings, *(rest.split("=")[0] for rest in given("ARG"))]
     assert [name for name in names if re.search("PASSWORD|SECRET|KEY|AUTH_TOKEN", name)] == []

@@ -53,7 +53,7 @@ def pages(tmp_path_factory):
 @pytest.mark.parametrize("name", ["report", "comparison"])
 def test_a_page_fits_and_every_figure_is_drawn(window, pages, name, width):
     path, count = pages[name]
-    window.open(path, width)
+    window.open(path.as_uri(), width)
     assert window.errors() == []
     scroll_width, inner_width = window.run(WIDTHS)
     assert inner_width == width
@@ -70,5 +70,5 @@ def test_a_page_fits_and_every_figure_is_drawn(window, pages, name, width):
 def test_the_console_is_heard(window, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text("<script>throw new Error('seen')</script>", encoding="utf-8")
-    window.open(page, 390)
+    window.open(page.as_uri(), 390)
     assert any("seen" in line for line in window.errors())

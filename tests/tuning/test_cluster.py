@@ -232,7 +232,13 @@ def test_the_address_of_a_submitted_job_is_taken_from_the_environment(ray_unused
         connect_to("other")
 
 
-@pytest.mark.parametrize("error", [ConnectionError, RuntimeError, ValueError])
+def no_token(text):
+    import ray
+
+    return ray.exceptions.AuthenticationError(text)
+
+
+@pytest.mark.parametrize("error", [ConnectionError, RuntimeError, ValueError, no_token])
 def test_what_ray_refuses_is_told_in_one_line(ray_unused, monkeypatch, error):
     import ray
 

@@ -104,10 +104,11 @@ def _connect(target: str, model: str, stack: ExitStack) -> None:
     try:
         with _unobtrusive():
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise InputError(
             f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
-            "start one with 'ray start --head', or leave --address out to run on this machine alone"
+            "start one with 'ray start --head', set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN for one that asks "
+            "for a token, or leave --address out to run on this machine alone"
         ) from error
     except OSError as error:
         if "AF_UNIX" not in str(error):

@@ -142,6 +142,16 @@ def _end(trial, line, rung):
 
 def check_mlflow(store, folder):
     """The SQLite file `store` holds the completed search in `folder`: each run once, each point once."""
+    with sqlite3.connect(store) as database:
+
+        def rows(sql, key):
+            return database.execute(sql, (key,)).fetchall()
+
+        check_store(rows, folder)
+
+
+def check_store(rows, folder):
+    """The same of any store: `rows` asks it in SQL with one ``?``."""
     journal = lines(folder)
     key = journal[0]["key"]
     ends = {line["trial"]: line["ends"] for line in journal if line["event"] == "epoch" and line["ends"]}
@@ -152,25 +162,22 @@ def check_mlflow(store, folder):
         for line in journal
         if line["event"] == "epoch" and "val_accuracy" in line["metrics"]
     }
-    with sqlite3.connect(store) as database:
 
-        def rows(sql):
-            return database.execute(sql, (f"{key}%",)).fetchall()
+    def ours(sql):
+        return rows(sql, f"{key}%")
 
-        ours = (
-            "runs r join tags k on k.run_uuid = r.run_uuid and k.key = 'tune_fusion.key' and k.value like ? "
-        )
-        trial = "join tags t on t.run_uuid = r.run_uuid and t.key = 'trial' "
-        runs = rows(f"select k.value, r.status from {ours} where r.lifecycle_stage = 'active'")
-        expected = {f"{key}-{number:04d}": _STATUS[end] for number, end in ends.items()}
-        assert sorted(runs) == sorted({key: "FINISHED", **expected}.items())
-        doubled = f"select k.value, m.key, m.step from {ours} join metrics m on m.run_uuid = r.run_uuid"
-        assert rows(f"{doubled} group by r.run_uuid, m.key, m.step having count(*) > 1") == []
-        values = f"select t.value, m.step, m.value from {ours} {trial} join metrics m"
-        stored = rows(f"{values} on m.run_uuid = r.run_uuid where m.key = 'val_accuracy'")
-        assert {(int(number), step): value for number, step, value in stored} == points
-        states = f"select t.value, s.value from {ours} {trial} join tags s on s.run_uuid = r.run_uuid"
-        assert {int(n): state for n, state in rows(f"{states} and s.key = 'state'")} == ends
-        best = json.loads((Path(folder) / "result.json").read_text())["best"]
-        marked = rows(f"{states} and s.key = 'best' and s.value = 'true'")
-        assert marked == [(str(best["trial"]), "true")]
+    runs = "runs r join tags k on k.run_uuid = r.run_uuid and k.key = 'tune_fusion.key' and k.value like ? "
+    trial = "join tags t on t.run_uuid = r.run_uuid and t.key = 'trial' "
+    found = ours(f"select k.value, r.status from {runs} where r.lifecycle_stage = 'active'")
+    expected = {f"{key}-{number:04d}": _STATUS[end] for number, end in ends.items()}
+    assert sorted(found) == sorted({key: "FINISHED", **expected}.items())
+    doubled = f"select k.value, m.key, m.step from {runs} join metrics m on m.run_uuid = r.run_uuid"
+    assert ours(f"{doubled} group by k.value, r.run_uuid, m.key, m.step having count(*) > 1") == []
+    values = f"select t.value, m.step, m.value from {runs} {trial} join metrics m"
+    stored = ours(f"{values} on m.run_uuid = r.run_uuid where m.key = 'val_accuracy'")
+    assert {(int(number), step): value for number, step, value in stored} == points
+    states = f"select t.value, s.value from {runs} {trial} join tags s on s.run_uuid = r.run_uuid"
+    assert {int(n): state for n, state in ours(f"{states} and s.key = 'state'")} == ends
+    best = json.loads((Path(folder) / "result.json").read_text())["best"]
+    marked = ours(f"{states} and s.key = 'best' and s.value = 'true'")
+    assert marked == [(str(best["trial"]), "true")]

@@ -1,5 +1,6 @@
 """A headless Chromium, spoken to in the WebDriver protocol."""
 
+import base64
 import contextlib
 import json
 import re
@@ -20,11 +21,17 @@ class Browser:
     def __init__(self, url):
         self._url = url
 
-    def open(self, path, width, height=900):
-        """Show a file in a viewport of this size."""
+    def open(self, url, width, height=900, **headers):
+        """Show a page in a viewport of this size; `headers` go with every request from now on."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._devtools("Emulation.setDeviceMetricsOverride", metrics)
-        self._call("url", {"url": path.as_uri()})
+        self._devtools("Network.enable", {})
+        self._devtools("Network.setExtraHTTPHeaders", {"headers": headers})
+        self._call("url", {"url": url})
+
+    def picture(self):
+        """What the window shows, as PNG."""
+        return base64.b64decode(self._devtools("Page.captureScreenshot", {})["data"])
 
     def run(self, script):
         """What the body of a JavaScript function returns in the page."""

@@ -1,5 +1,6 @@
 """The files of docker/, read and rendered for the tests."""
 
+import json
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 COMPOSE = [DOCKER / "compose.yaml", DOCKER / "compose.gpu.yaml"]
 SECRETS = {
@@ -36,6 +37,31 @@ def compose(*arguments, files=COMPOSE[:1], **environment):
     """Run docker-compose on `files` with these variables alone: neither docker/.env nor ours."""
     named = [word for file in files for word in ("--file", file)]
     return run("docker-compose", "--env-file", os.devnull, *named, *arguments, **environment)
+
+
+def rendered(*files, **changes):
+    """The stack as compose understands it, without defaults left open."""
+    done = compose("config", "--format", "json", files=files or COMPOSE[:1], **{**SECRETS, **changes})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+INSTRUCTIONS = [
+    line.split(maxsplit=1)
+    for line in (DOCKER / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    if line and not line.startswith("#")
+]
+"""The Dockerfile's, as pairs of name and rest."""
+
+
+def given(instruction):
+    """What the Dockerfile gives to each instruction of this name."""
+    return [rest for name, rest in INSTRUCTIONS if name == instruction]
+
+
+def image_environment():
+    """The variables that the image sets."""
+    return dict(pair.split("=", 1) for rest in given("ENV") for pair in rest.split())
 
 
 def documents(path):
