@@ -121,37 +121,38 @@ def marked(mark):
 
 
 @contextmanager
-def ray_cluster(cpus, **options):
+def ray_cluster(cpus, **environment):
     """A Ray cluster of this machine alone, as somebody else would run it: its process and its address."""
     address = f"127.0.0.1:{free_port()}"
     words = ["--head", "--port", address.rpartition(":")[2], "--include-dashboard", "false"]
-    with _ray_process(words, cpus, "127.0.0.1", **options) as head:
+    with _ray_process(words, cpus, "127.0.0.1", **environment) as head:
         yield head, address
 
 
 @contextmanager
-def ray_node(address, cpus, ip, *, before=(), **options):
+def ray_node(address, cpus, ip, *, before=(), resources="{}", **environment):
     """Another node of that cluster, with an address of its own (127.0.0.2, ...): its process.
 
     `before` are the words of a command that starts it, such as ``unshare``.
     """
-    with _ray_process(["--address", address], cpus, ip, before=before, **options) as node:
+    words = ["--address", address, "--resources", resources]
+    with _ray_process(words, cpus, ip, before=before, **environment) as node:
         yield node
 
 
 @contextmanager
-def _ray_process(words, cpus, ip, *, before=(), resources="{}"):
+def _ray_process(words, cpus, ip, *, before=(), **environment):
     """A raylet, and what belongs to it; ends with the body, unless it has been killed before."""
     with tempfile.TemporaryDirectory(prefix="tf-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             [
                 *(*before, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
-                *("--node-ip-address", ip, "--temp-dir", folder, "--resources", resources),
+                *("--node-ip-address", ip, "--temp-dir", folder),
                 *("--min-worker-port", "0", "--max-worker-port", "0"),
                 *("--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", str(200 * 2**20)),
                 "--disable-usage-stats",
             ],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

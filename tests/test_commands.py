@@ -247,12 +247,12 @@ def test_an_empty_output_folder_is_refused(capsys):
     assert "argument --storage: needs the path of a folder, got an empty text" in capsys.readouterr().err
 
 
-def test_a_store_that_is_no_folder_is_refused_without_showing_its_password(capsys):
+def test_a_store_of_no_known_kind_is_refused_without_showing_its_password(capsys):
     with pytest.raises(SystemExit) as stop:
-        search.main(["--space", "digits", "--storage", "s3://key:secret@bucket/runs"])
+        search.main(["--space", "digits", "--storage", "s4://key:secret@bucket/runs"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "argument --storage: needs the path of a folder, got a s3:// address: mount it" in error
+    assert "argument --storage: s4://key:***@bucket/runs is no address of a store: " in error
     assert "secret" not in error
 
 

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TextIO
 from urllib.parse import unquote, urlsplit
 
 from tune_fusion.errors import InputError, TuneFusionError, suggest
+from tune_fusion.storage import pull, working_copy
+from tune_fusion.storage import typed as typed_storage
 
 DEFAULT_STORAGE = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
@@ -101,8 +103,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         "--storage",
         type=_folder,
         default=DEFAULT_STORAGE,
-        metavar="DIR",
-        help="where searches are kept: a folder that all nodes of a cluster share (default: %(default)s)",
+        metavar="DIR|URI",
+        help="where searches are kept: a folder, which all nodes of a cluster share, or a store: "
+        "s3://BUCKET/PATH, gs://BUCKET/PATH (default: %(default)s)",
     )
 
 
@@ -133,7 +136,7 @@ def typed(options: argparse.Namespace, *names: str) -> tuple[str, ...]:
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
-            words += [option, str(value)]
+            words += [option, typed_storage(value) if isinstance(value, Path) else str(value)]
     return tuple(words)
 
 
@@ -174,19 +177,32 @@ def add_confirmation(parser: argparse.ArgumentParser) -> None:
 
 
 def _folder(text: str) -> Path:
-    """An argument that must name a folder."""
+    """An argument that must name a folder, or a store: then it is the folder of the working copies."""
     if not text.strip():
         raise argparse.ArgumentTypeError("needs the path of a folder, got an empty text")
-    scheme, separator, _ = text.partition("://")
-    if not separator:
+    if "://" not in text:
         return Path(text)
     address = urlsplit(text)
-    if scheme == "file" and address.netloc in ("", "localhost") and address.path:
+    if address.scheme == "file" and address.netloc in ("", "localhost") and address.path:
         return Path(unquote(address.path))
-    raise argparse.ArgumentTypeError(
-        f"needs the path of a folder, got a {scheme}:// address: mount it as a folder on all nodes and give "
-        "the path"
-    )
+    try:
+        return working_copy(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def search_folder(text: str) -> Path:
+    """An argument that must name a folder, or a search in a store: then it is brought from there."""
+    if "://" not in text:
+        return Path(text)
+    head, mark, query = text.partition("?")
+    place, _, name = head.rstrip("/").rpartition("/")
+    folder = _folder(f"{place}{mark}{query}") / name
+    try:
+        pull(folder)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return folder
 
 
 def _is_whole(text: str) -> bool:

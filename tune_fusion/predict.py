@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        type=Path,
-        help="folder of a model, or of a search: then its confirmed model, else its best one",
+        type=commands.search_folder,
+        help="folder of a model, or of a search (also as URI/NAME): its confirmed model, else its best one",
     )
     parser.add_argument(
         "images", metavar="IMAGE", type=Path, nargs="+", help="image file, or a folder of such, at any depth"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tune_fusion import commands
+from tune_fusion.storage import push
 
 _COMMAND = "tune_fusion.report"
 
@@ -54,6 +55,7 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     with _writing(past.folder.path):
         paths = write_report(past.folder, past.chronicle, answer, read_json(past.folder.result))
+        push(paths, patience=0.0)
     commands.say(f"{answer.sentence}\n" if answer else "not confirmed yet: no verdict\n")
     commands.say(f"report     {paths[0]}\nfigures    {past.folder.figures} ({len(paths) - 1} PNG files)")
     return 0
@@ -70,6 +72,7 @@ def _compare(storage: Path, names: Sequence[str]) -> int:
     folder = pasts[0].folder.path.parent
     with _writing(folder):
         paths = write_comparison(folder, searches)
+        push(paths, patience=0.0)
     for warning in warnings(searches):
         commands.say(f"careful: {warning}")
     commands.say(f"comparison {paths[0]}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tune_fusion.errors import InputError, suggest
 from tune_fusion.events import Chronicle, Session
 from tune_fusion.journal import Lines, read_journal
+from tune_fusion.storage import pull, shown, store_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -134,19 +135,28 @@ def run_folder(storage: Path, name: str, option: str) -> RunFolder:
 def find_run(storage: Path, name: str, option: str) -> RunFolder:
     """The folder of a search that exists; InputError, starting with `option`, where there is none."""
     folder = run_folder(storage, name, option)
+    pull(folder.path)
     if not folder.journal.is_file():
-        try:
-            known = sorted(path.parent.name for path in folder.path.parent.glob("[!.]*/journal.jsonl"))
-        except OSError:
-            known = []
+        known = _known(folder.path.parent)
         hint = suggest(name, known) if known else "--storage says where searches are kept"
         if folder.path.exists():
             raise InputError(
                 f"{option} {name}: {folder.path} has no {folder.journal.name}, from which a search goes on; "
                 "without it that folder can only be deleted or renamed"
             )
-        raise InputError(f"{option} {name}: {folder.path.parent} holds no search of that name; {hint}")
+        raise InputError(f"{option} {name}: {shown(folder.path.parent)} holds no search of that name; {hint}")
     return folder
+
+
+def _known(storage: Path) -> list[str]:
+    """The names of the searches in a storage, as far as it can be read."""
+    found = store_of(storage)
+    try:
+        if found is not None:
+            return found[0].names()
+        return sorted(path.parent.name for path in storage.glob("[!.]*/journal.jsonl"))
+    except OSError:
+        return []
 
 
 def read_past(folder: RunFolder) -> Past:

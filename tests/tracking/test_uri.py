@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_fusion.errors import InputError
+from tune_fusion.passwords import redact
 from tune_fusion.tracking import uri as uri_module
-from tune_fusion.tracking.uri import absolute, check_tracking, database_path, redact, run_url, ui_command
+from tune_fusion.tracking.uri import absolute, check_tracking, database_path, run_url, ui_command
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from simulated import session_of
 
 from tune_fusion.events import Chronicle
 from tune_fusion.reporting.answer import answer
+from tune_fusion.storage import Place
 from tune_fusion.training.workbench import Workbench, pick_device
 from tune_fusion.tuning.arms import SearchArm, make_arms
 from tune_fusion.tuning.asha import Asha
@@ -98,7 +99,7 @@ def _plan(space, seeds, folder, *, test):
         gpu=0.0,
         metric=space.search.metric,
         direction=space.direction,
-        run_folder=folder,
+        run_folder=Place.of(folder),
         proof=Proof(Path(__file__), Path(__file__).read_bytes()),
         test=test,
     )

@@ -60,9 +60,7 @@ def test_a_machine_must_have_the_images_and_may_write(tmp_path, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
-    assert (
-        members._lacking(proof, "digits") == f"cannot write to the folder {tmp_path}: Read-only file system"
-    )
+    assert members._lacking(proof, "digits") == f"cannot write to {tmp_path}: Read-only file system"
 
 
 @pytest.fixture

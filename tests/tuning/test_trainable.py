@@ -17,6 +17,7 @@ from tune_fusion.errors import TuneFusionError
 from tune_fusion.runs import RunFolder
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.settings import DataSettings, ModelSettings, TrainingSettings
+from tune_fusion.storage import Place
 from tune_fusion.training.checkpoint import newest_checkpoint
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench
@@ -64,7 +65,7 @@ def make_plan(tmp_path, fingerprint):
             "gpu": 0.0,
             "metric": "val_loss",
             "direction": "min",
-            "run_folder": tmp_path / folder,
+            "run_folder": Place.of(tmp_path / folder),
             "proof": Proof(shared, b"the driver's"),
         }
         return TrialPlan(**(settings | changes))
@@ -121,7 +122,7 @@ def test_a_step_is_an_epoch_and_its_checkpoint(make_plan):
     expected = Trainer(Workbench(MODEL, DATA, 0, torch.device("cpu")), configuration()).run_epoch()
     assert (epoch["epoch"], epoch["diverged"]) == (1, False)
     assert comparable([epoch])[0]["metrics"] == comparable([{"metrics": expected.metrics}])[0]["metrics"]
-    assert files(plan.run_folder) == ["0007.safetensors", "epoch-0001.pt"]
+    assert files(plan.run_folder.folder) == ["0007.safetensors", "epoch-0001.pt"]
 
 
 @pytest.mark.parametrize("direction", ["min", "max"])
@@ -144,13 +145,13 @@ def test_another_worker_goes_on_where_one_was_lost(make_plan, direction, trained
     rest = run(other, 4 - trained)
     assert comparable(taken_up["epochs"], *rest) == comparable(*expected)
     weights, best = (
-        load_file(RunFolder(plan.run_folder).weights(0)),
+        load_file(RunFolder(plan.run_folder.folder).weights(0)),
         model_after(4 if direction == "min" else 1),
     )
     assert all(torch.equal(value, best[name]) for name, value in weights.items())
-    last = newest_checkpoint(RunFolder(plan.run_folder).checkpoint_folder(0), lambda state: True)
+    last = newest_checkpoint(RunFolder(plan.run_folder.folder).checkpoint_folder(0), lambda state: True)
     assert all(torch.equal(value, last["trainer"]["model"][name]) for name, value in model_after(4).items())
-    assert files(RunFolder(plan.run_folder).checkpoint_folder(0)) == ["epoch-0003.pt", "epoch-0004.pt"]
+    assert files(RunFolder(plan.run_folder.folder).checkpoint_folder(0)) == ["epoch-0003.pt", "epoch-0004.pt"]
 
 
 def test_a_trial_lost_again_and_again_is_trained_once(make_plan):
@@ -174,7 +175,7 @@ def test_a_worker_takes_trial_after_trial(make_plan):
     assert trial.reset_config(config(0))
     assert [epoch["epoch"] for epoch in run(trial, 1)[0]] == [1]
     assert [epoch["epoch"] for epoch in run(trial, 1)[0]] == [2]
-    assert files(RunFolder(plan.run_folder).checkpoint_folder(1)) == ["epoch-0001.pt"]
+    assert files(RunFolder(plan.run_folder.folder).checkpoint_folder(1)) == ["epoch-0001.pt"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_a_checkpoint_of_anything_else_is_not_taken_up(make_plan, settings, chan
 def test_a_damaged_checkpoint_costs_one_epoch(make_plan):
     plan = make_plan()
     expected = comparable(*run(worker(plan), 3))
-    newest = RunFolder(plan.run_folder).checkpoint_folder(0) / "epoch-0003.pt"
+    newest = RunFolder(plan.run_folder.folder).checkpoint_folder(0) / "epoch-0003.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
     trial = worker(plan)
     told = run(trial, 2)
@@ -214,7 +215,7 @@ def test_a_damaged_checkpoint_costs_one_epoch(make_plan):
 def test_without_any_checkpoint_a_trial_begins_again(make_plan):
     plan = make_plan()
     expected = comparable(*run(worker(plan), 2))
-    for path in RunFolder(plan.run_folder).checkpoint_folder(0).iterdir():
+    for path in RunFolder(plan.run_folder.folder).checkpoint_folder(0).iterdir():
         path.write_bytes(b"")
     assert comparable(*run(worker(plan), 2)) == expected
 
@@ -227,7 +228,7 @@ def test_a_diverged_epoch_is_told_and_not_kept(make_plan):
     (epoch,) = result["epochs"]
     assert epoch["diverged"]
     assert all(math.isfinite(value) for value in epoch["metrics"].values())
-    assert files(plan.run_folder) == []
+    assert files(plan.run_folder.folder) == []
 
 
 def fail_with(monkeypatch, error, message, where=nn.CrossEntropyLoss, name="forward"):
@@ -245,7 +246,7 @@ def test_an_error_is_told_in_a_line_and_logged_in_full(make_plan, monkeypatch):
         result = trial.step()
     assert result["epochs"] == []
     assert result["failure"] == Failure("error", "ValueError: first")
-    log = RunFolder(plan.run_folder).trial_log(3).read_text()
+    log = RunFolder(plan.run_folder.folder).trial_log(3).read_text()
     assert log.startswith("Traceback")
     assert "second" in log
     trial.reset_config(config(4))
@@ -274,7 +275,7 @@ def test_too_little_memory_is_told_and_freed_for_the_next_trial(make_plan, monke
 
 def test_a_full_disk_is_told_with_what_is_needed(make_plan, tmp_path):
     with small_disk(tmp_path / "disk", 1024) as disk:
-        plan = make_plan(run_folder=disk / "run")
+        plan = make_plan(run_folder=Place.of(disk / "run"))
         result = worker(plan, low="sgd", lr=0.1).step()
         assert result["failure"] is None
         with (disk / "filler").open("wb") as filler:
@@ -283,17 +284,17 @@ def test_a_full_disk_is_told_with_what_is_needed(make_plan, tmp_path):
         result = worker(plan, 1).step()
         assert result["failure"].kind == "disk_full"
         assert result["epochs"] == []
-        assert str(plan.run_folder) in result["failure"].message
+        assert str(plan.run_folder.folder) in result["failure"].message
         assert "MiB, 0." in result["failure"].message
-        assert not [path for path in plan.run_folder.rglob(".*") if path.is_file()]
+        assert not [path for path in plan.run_folder.folder.rglob(".*") if path.is_file()]
         # What was there is still good.
         assert [epoch["epoch"] for epoch in run(worker(plan, low="sgd", lr=0.1), 1)[0]] == [1]
 
 
 def test_a_log_that_cannot_be_written_is_no_second_failure(make_plan, monkeypatch):
     plan = make_plan()
-    plan.run_folder.mkdir()
-    RunFolder(plan.run_folder).trial_log(0).parent.write_text("no folder")
+    plan.run_folder.folder.mkdir()
+    RunFolder(plan.run_folder.folder).trial_log(0).parent.write_text("no folder")
     trial = worker(plan)
     fail_with(monkeypatch, ValueError, "first")
     assert trial.step()["failure"].message == "ValueError: first"
@@ -306,7 +307,7 @@ def test_other_data_than_the_drivers_are_refused(make_plan):
     message = result["failure"].message
     assert message.startswith(f"data on {socket.gethostname()} differ from the driver's (fingerprint ")
     assert "ffffffffffff there): the same files must be on every node" in message
-    assert files(plan.run_folder) == ["trial-0000.txt"]
+    assert files(plan.run_folder.folder) == ["trial-0000.txt"]
 
 
 def test_a_machine_without_the_data_names_itself_and_their_folder(make_plan, tmp_path):

@@ -336,9 +336,7 @@ def test_what_was_open_may_be_fixed_where_the_value_is_the_same():
 
 def test_where_nothing_is_found_or_nothing_has_ended(output, tmp_path):
     store = f"sqlite:///{tmp_path}/none.db"
-    with pytest.raises(
-        InputError, match=r"there is neither a search .*runs/other .* nor, in sqlite.*none.db"
-    ):
+    with pytest.raises(InputError, match=r"there is neither a search in .*runs .* nor, in sqlite.*none.db"):
         find_earlier(Request(storage=output, tracking_uri=store, warm_start="other"), "made")
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(InputError, match=r"--warm-start '../x': a name starts with"):

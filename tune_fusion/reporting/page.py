@@ -24,6 +24,7 @@ from tune_fusion.reporting.figures.style import Drawn, counted, number, png, svg
 from tune_fusion.reporting.page_tables import Table
 from tune_fusion.reporting.wording import in_units, kind, unit
 from tune_fusion.runs import RunFolder
+from tune_fusion.storage import shown
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("tune_fusion.reporting"),
@@ -204,7 +205,7 @@ def confirm_command(folder: RunFolder) -> str:
 
 def _output(folder: RunFolder) -> str:
     parent = folder.path.parent
-    return "" if parent == DEFAULT_STORAGE.resolve() else f" --storage {parent}"
+    return "" if parent == DEFAULT_STORAGE.resolve() else f" --storage {shown(parent)}"
 
 
 def _model_lines(folder: RunFolder) -> list[str]:

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tune_fusion.passwords import redact
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.tracking.changes import PARENT, Artifact, Change, Point, Status
-from tune_fusion.tracking.uri import redact
 
 TRIAL_STATUS: dict[TrialState, Status] = {
     TrialState.COMPLETED: "FINISHED",

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from tune_fusion.passwords import redact
 from tune_fusion.tracking.changes import PARENT, Change, Delivered, Pending, run_key
 from tune_fusion.tracking.store import MlflowStore, passes
-from tune_fusion.tracking.uri import redact
 
 HEAD_START = 10.0
 """Seconds that a search has to its first result before the store is opened, for which it takes seconds of

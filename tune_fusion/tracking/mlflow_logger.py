@@ -17,9 +17,9 @@ from tune_fusion.tracking import contents
 from tune_fusion.tracking.changes import PARENT, Artifact, Change, Delivered
 from tune_fusion.tracking.delivery import Delivery
 from tune_fusion.tracking.store import MlflowStore
-from tune_fusion.tracking.uri import check_tracking, redact, run_url, ui_command
+from tune_fusion.tracking.uri import check_tracking, run_url, ui_command
 
-__all__ = ["BestModel", "Delivered", "MlflowLogger", "check_tracking", "redact", "ui_command"]
+__all__ = ["BestModel", "Delivered", "MlflowLogger", "check_tracking", "ui_command"]
 
 _SETTLE_SECONDS = 5.0
 _NO_ONE_DELIVERED: Mapping[int, Delivered] = {}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_fusion.errors import InputError, TuneFusionError
+from tune_fusion.passwords import redact
 from tune_fusion.tracking.signature import model_signature
 from tune_fusion.tracking.store import reading
-from tune_fusion.tracking.uri import redact
 
 if TYPE_CHECKING:
     import numpy as np

@@ -40,19 +40,22 @@ def save_weights(
     write_whole(path, lambda file: file.write(content))
 
 
-def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, epoch: int, state: Mapping[str, Any]) -> Path:
     """Write `state`, as it is after `epoch`, to ``epoch-0003.pt`` in `folder`, whole or not at all.
 
-    Of the others then only the newest earlier one stays, for the day on which the disk damages this one;
-    those of later epochs are of something else that once had this folder. `state` holds tensors and plain
-    values, nested as one likes. Raises DiskFullError, with the earlier checkpoints still there.
+    Returns that file. Of the others then only the newest earlier one stays, for the day on which the disk
+    damages this one; those of later epochs are of something else that once had this folder. `state` holds
+    tensors and plain values, nested as one likes. Raises DiskFullError, with the earlier checkpoints still
+    there.
     """
-    write_whole(folder / f"epoch-{epoch:04d}.pt", lambda file: torch.save(dict(state), file))
+    written = folder / f"epoch-{epoch:04d}.pt"
+    write_whole(written, lambda file: torch.save(dict(state), file))
     others = [path for path in _checkpoints(folder) if _epoch(path) != epoch]
     spare = next((path for path in others if _epoch(path) < epoch), None)
     for path in (*others, *_abandoned(folder)):
         if path != spare:
             path.unlink(missing_ok=True)
+    return written
 
 
 def newest_checkpoint(folder: Path, usable: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any] | None:

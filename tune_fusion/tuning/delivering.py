@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tune_fusion.events import Chronicle, Logged, Session
 from tune_fusion.journal import Journal
+from tune_fusion.passwords import redact
 from tune_fusion.records import SearchRecord, TrialRecord
 from tune_fusion.reporting.results import read_json
 from tune_fusion.runs import Past, RunFolder
 from tune_fusion.tracking.changes import PARENT, Delivered
-from tune_fusion.tracking.mlflow_logger import redact
 from tune_fusion.tracking.sync import Synced, sync
 from tune_fusion.tracking.uri import absolute
 from tune_fusion.tuning.best_files import best_model

@@ -13,6 +13,7 @@ from tune_fusion.events import Chronicle
 from tune_fusion.records import SearchRecord
 from tune_fusion.reporting.results import read_answer, result, write_results
 from tune_fusion.runs import Past
+from tune_fusion.storage import store_of
 from tune_fusion.tracking.mlflow_logger import BestModel
 from tune_fusion.training.checks import Checked, check_space, prove
 from tune_fusion.training.workbench import Workbench, pick_device
@@ -169,4 +170,6 @@ class _SearchRun(Running):
             named = {"report": folder.report} | named
         if best is not None and folder.weights(best.number).exists():
             named["weights"] = folder.weights(best.number)
-        return {name: str(path) for name, path in named.items()}
+        paths = {name: str(path) for name, path in named.items()}
+        found = store_of(folder.path)
+        return paths if found is None else {"storage": found[0].at(found[1]), **paths}

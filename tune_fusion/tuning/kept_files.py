@@ -9,6 +9,7 @@ from dataclasses import replace
 from tune_fusion.records import SearchRecord, TrialRecord, TrialState
 from tune_fusion.runs import RunFolder
 from tune_fusion.training.files import parts_of
+from tune_fusion.tuning.store_copy import copy_of
 
 # Trials in these states may train on: their files stay.
 _OPEN = (TrialState.RUNNING, TrialState.INTERRUPTED)
@@ -26,6 +27,7 @@ class FileKeeper:
     def __init__(
         self, record: SearchRecord, folder: RunFolder, wanted: Callable[[SearchRecord], set[int]]
     ) -> None:
+        self._copy = copy_of(folder)
         self._record = record
         self._folder = folder
         self._wanted = wanted
@@ -44,6 +46,7 @@ class FileKeeper:
         for path in self._folder.weights(0).parent.glob("*"):
             if path not in weights:
                 path.unlink(missing_ok=True)
+        self._tidy_store(unfinished, kept)
 
     def trial_started(self, trial: TrialRecord) -> None:
         """Nothing to keep yet."""
@@ -60,9 +63,20 @@ class FileKeeper:
             part.unlink(missing_ok=True)
         self._held.add(trial.number)
         kept = self._kept()
-        for number in self._held - kept:
-            self._folder.weights(number).unlink(missing_ok=True)
+        gone = [self._folder.weights(number) for number in self._held - kept]
+        for path in gone:
+            path.unlink(missing_ok=True)
         self._held = kept
+        if self._copy is not None:
+            self._copy.forget([self._folder.checkpoint_folder(trial.number)], gone)
+
+    def _tidy_store(self, unfinished: set[int], kept: set[int]) -> None:
+        """Have the store delete the same."""
+        if self._copy is None:
+            return
+        folders = [self._folder.checkpoint_folder(number) for number in unfinished]
+        files = [self._folder.weights(number) for number in kept]
+        self._copy.keep_only(self._folder.checkpoints, folders, self._folder.weights(0).parent, files)
 
     def _kept(self) -> set[int]:
         # Among the ended only: a better one that still trains may yet diverge.

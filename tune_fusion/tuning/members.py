@@ -21,6 +21,7 @@ from typing import Any
 from tune_fusion.data.catalogue import folder_path
 from tune_fusion.errors import InputError, TuneFusionError
 from tune_fusion.space.settings import DataSettings, ResourceSettings
+from tune_fusion.storage import Store, journal_key, shown, store_of, unreachable
 from tune_fusion.tuning import cluster
 
 # A cluster may grow or shrink; asking it takes a few milliseconds, so not before every start.
@@ -40,9 +41,14 @@ class Proof:
     """A file in the folder, or beside it."""
     content: bytes
     """What that file begins with, and no other."""
+    store: Store | None = None
+    """Where the file lies, in place of the folder, for machines that share nothing else."""
+    key: str = ""
 
     def lacking(self) -> str:
         """Why this machine cannot confirm it, in words; empty where it can."""
+        if self.store is not None:
+            return self._lacking_store(self.store)
         start = f"does not share the folder {self.path.parent}"
         try:
             return "" if self._read() else f"{start}: other files lie there"
@@ -50,6 +56,30 @@ class Proof:
             return f"{start}: what the driver wrote there is not there"
         except OSError as error:
             return f"{start}: {error.strerror or error}"
+
+    def _lacking_store(self, store: Store) -> str:
+        try:
+            content = store.get(self.key, patience=_APPEAR_SECONDS)
+        except OSError as error:
+            return f"does not reach the store: {unreachable(store, error)}"
+        good = content is not None and content.startswith(self.content)
+        return "" if good else f"reaches another store than the driver: {store.shown}"
+
+    def writable(self) -> str:
+        """Why this machine cannot write beside it, in words; empty where it can."""
+        place = self.path.parent if self.store is None else self.store.shown
+        try:
+            if self.store is None:
+                # Permissions alone say nothing of read-only and special file systems.
+                with tempfile.TemporaryFile(dir=self.path.parent):
+                    pass
+            else:
+                key = f"{self.key}.{secrets.token_hex(8)}"
+                self.store.put(key, b"")
+                self.store.delete([key])
+        except OSError as error:
+            return f"cannot write to {place}: {error.strerror or error}"
+        return ""
 
     def _read(self) -> bool:
         """True where the file is the one that was meant."""
@@ -114,7 +144,7 @@ class Members:
         lacking = [f"{node.name} {words}" for node, words in found if words]
         if lacking:
             raise InputError(
-                f"--storage {folder.parent}: not every node of the cluster has what the driver on "
+                f"--storage {shown(folder.parent)}: not every node of the cluster has what the driver on "
                 f"{socket.gethostname()} has: {'; '.join(lacking)}; give --storage a folder that all nodes "
                 "share, at the same path (checkpoints go from node to node through it), and have the data on "
                 "each of them"
@@ -124,7 +154,12 @@ class Members:
     def watch(self, journal: Path) -> Proof:
         """From now on nodes that join prove themselves by the search's own journal, as the proof says."""
         with journal.open("rb") as file:
-            self._proof = Proof(journal, file.read(_CONTENT_BYTES))
+            content = file.read(_CONTENT_BYTES)
+        found = store_of(journal.parent)
+        if found is None:
+            self._proof = Proof(journal, content)
+        else:
+            self._proof = Proof(journal, content, found[0], f"{found[1]}/{journal_key(0)}")
         return self._proof
 
     def slots(self) -> int:
@@ -182,6 +217,17 @@ class Members:
 @contextmanager
 def _made_proof(folder: Path) -> Iterator[Proof]:
     """A file in `folder`, or in the nearest folder above it that exists, for as long as the body takes."""
+    found = store_of(folder)
+    if found is not None:
+        content, key = secrets.token_hex(16).encode(), f".proof-{secrets.token_hex(8)}"
+        store = found[0]
+        try:
+            store.put(key, content)
+            yield Proof(folder / key, content, store, key)
+            store.delete([key])
+        except OSError as error:
+            raise InputError(unreachable(store, error)) from error
+        return
     place = next(path for path in (folder, *folder.parents) if path.is_dir())
     content = secrets.token_hex(16).encode()
     try:
@@ -204,16 +250,7 @@ def _lacking(proof: Proof, data: str) -> str:
     images = folder_path(data)
     if images is not None and not _has_files(images):
         return f"lacks the data folder {images}"
-    lacking = proof.lacking()
-    if lacking:
-        return lacking
-    folder = proof.path.parent
-    try:
-        # Permissions alone say nothing of read-only and special file systems.
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return f"cannot write to the folder {folder}: {error.strerror or error}"
+    return proof.lacking() or proof.writable()
 
 
 def _has_files(folder: Path) -> bool:

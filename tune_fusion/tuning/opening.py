@@ -14,6 +14,7 @@ from tune_fusion.events import Event, Session
 from tune_fusion.journal import Journal
 from tune_fusion.runs import Past, RunFolder, find_run, read_past
 from tune_fusion.tuning.ownership import owned
+from tune_fusion.tuning.store_copy import kept
 
 _RESERVE_BYTES = 2 * 2**20
 
@@ -37,7 +38,7 @@ def reopened(storage: Path, name: str, option: str = "--resume") -> Iterator[Pas
     Raises InputError where there is none, another driver runs it, or its journal is damaged.
     """
     folder = find_run(storage, name, option)
-    with owned(folder.path):
+    with owned(folder.path), kept(folder.path):
         yield read_past(folder)
 
 
@@ -53,6 +54,7 @@ def opened(
     Raises InputError where the folder cannot be made, or there is no room for it.
     """
     with ExitStack() as stack:
+        stack.enter_context(kept(folder.path))
         try:
             if past is None:
                 journal = _begin(folder, [session, *inherited], stack)

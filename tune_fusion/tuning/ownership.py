@@ -21,7 +21,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
-class _Holder:
+class Holder:
     """The process that wrote a lock file."""
 
     host: str
@@ -40,7 +40,7 @@ class _Holder:
 class _TakenError(Exception):
     """Somebody else holds the lock; `certain` where the system says so, not only the file's content."""
 
-    def __init__(self, holder: _Holder | None, *, certain: bool) -> None:
+    def __init__(self, holder: Holder | None, *, certain: bool) -> None:
         super().__init__(holder)
         self.holder = holder
         self.certain = certain
@@ -61,7 +61,7 @@ def owned(folder: Path) -> Iterator[None]:
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             _take(descriptor)
-            _write(descriptor, _ourselves())
+            _write(descriptor, ourselves())
         except _TakenError as taken:
             raise InputError(_refusal(folder, taken)) from None
         except OSError as error:
@@ -103,7 +103,7 @@ def _take(descriptor: int) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         holder = _read(descriptor)
-        if holder is not None and not _is_gone(holder):
+        if holder is not None and not is_gone(holder):
             raise _TakenError(holder, certain=False) from None
 
 
@@ -117,11 +117,12 @@ def _refusal(folder: Path, taken: _TakenError) -> str:
     return f"{message}; if that process is surely gone, delete {folder / _LOCK}"
 
 
-def _ourselves() -> _Holder:
-    return _Holder(socket.gethostname(), os.getpid(), _began(os.getpid()), time.time())
+def ourselves() -> Holder:
+    """This process."""
+    return Holder(socket.gethostname(), os.getpid(), _began(os.getpid()), time.time())
 
 
-def _is_gone(holder: _Holder) -> bool:
+def is_gone(holder: Holder) -> bool:
     """True where the process is surely dead; of other hosts nothing is known."""
     return holder.host == socket.gethostname() and _began(holder.pid) != holder.began
 
@@ -138,16 +139,16 @@ def _began(pid: int) -> str:
     return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"
 
 
-def _read(descriptor: int) -> _Holder | None:
+def _read(descriptor: int) -> Holder | None:
     """Who wrote the file; None where it is empty or no lock file of ours."""
     content = os.pread(descriptor, 4096, 0)
     try:
-        return _Holder(**json.loads(content))
+        return Holder(**json.loads(content))
     except (ValueError, TypeError):
         return None
 
 
-def _write(descriptor: int, holder: _Holder | None) -> None:
+def _write(descriptor: int, holder: Holder | None) -> None:
     os.ftruncate(descriptor, 0)
     if holder is not None:
         os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)

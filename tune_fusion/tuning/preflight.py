@@ -16,8 +16,10 @@ from tune_fusion.commands import DEFAULT_STORAGE, DEFAULT_TRACKING
 from tune_fusion.errors import InputError
 from tune_fusion.events import Session
 from tune_fusion.folders import new_folder
+from tune_fusion.passwords import redact
 from tune_fusion.runs import RunFolder, run_folder
-from tune_fusion.tracking.mlflow_logger import check_tracking, redact
+from tune_fusion.storage import pull, shown
+from tune_fusion.tracking.mlflow_logger import check_tracking
 from tune_fusion.tracking.registration import check_name as check_registered_name
 from tune_fusion.tracking.uri import absolute
 from tune_fusion.tuning import cluster
@@ -78,9 +80,10 @@ def check_name(request: Request, space: str) -> RunFolder:
     if name is None:
         name = f"{space}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = run_folder(request.storage, name, "--name")
+    pull(folder.path)
     holder = owner(folder.path) if folder.path.is_dir() else None
     place = f"--name {name}" if holder is None else f"--name {name} (being run by {holder})"
-    new_folder(folder.path, f"--storage {request.storage}", place)
+    new_folder(folder.path, f"--storage {shown(request.storage)}", place)
     return folder
 
 
@@ -129,7 +132,7 @@ def later(command: str, request: Request, name: str) -> str:
         name,
     ]
     if request.storage != DEFAULT_STORAGE:
-        words += ["--storage", str(request.storage)]
+        words += ["--storage", shown(request.storage)]
     if request.tracking_uri != DEFAULT_TRACKING and command != "report":
         words += ["--tracking-uri", redact(request.tracking_uri)]
     if command in ("search", "confirm") and request.address is not None:

@@ -12,6 +12,7 @@ import torch
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.settings import DataSettings, ModelSettings, ResourceSettings
+from tune_fusion.storage import Place, fetch, push
 from tune_fusion.training.checkpoint import save_weights, weights_of
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench, pick_device
@@ -55,7 +56,7 @@ def retrain(
         epochs,
         resources.cpu,
         resources.gpu,
-        weights,
+        Place.of(weights),
     )
     while not ray.wait([job], timeout=_LOOK_SECONDS)[0]:
         if interruption.signalled:
@@ -67,6 +68,7 @@ def retrain(
         raise TuneFusionError(f"retraining: {type(error).__name__}: {error}") from error
     if problem:
         raise TuneFusionError(f"retraining: {problem}")
+    fetch(weights)
 
 
 def _train(
@@ -77,7 +79,7 @@ def _train(
     epochs: int,
     threads: int,
     gpu: float,
-    weights: Path,
+    weights: Place,
 ) -> str:
     """What went wrong, in words; empty when the weights are written."""
     torch.set_num_threads(threads)
@@ -86,5 +88,6 @@ def _train(
     for _ in range(epochs):
         if trainer.run_epoch().diverged:
             return f"the loss was not finite in epoch {trainer.epoch}"
-    save_weights(weights_of(trainer.model), weights)
+    save_weights(weights_of(trainer.model), weights.here())
+    push([weights.here()])
     return ""

@@ -22,11 +22,13 @@ from typing import Any, Literal
 
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.events import Session, Status
+from tune_fusion.passwords import redact
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord
 from tune_fusion.reporting.live import PlainProgress, progress
 from tune_fusion.runs import Past, RunFolder
 from tune_fusion.space.domain import Constant
-from tune_fusion.tracking.mlflow_logger import BestModel, MlflowLogger, redact, ui_command
+from tune_fusion.storage import Place, fetch
+from tune_fusion.tracking.mlflow_logger import BestModel, MlflowLogger, ui_command
 from tune_fusion.tracking.uri import absolute
 from tune_fusion.training.checks import Checked
 from tune_fusion.training.saved_model import layers_json
@@ -37,12 +39,13 @@ from tune_fusion.tuning.delivering import acknowledgement, delivered, figure_fil
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.interruption import Interrupted, Interruption
 from tune_fusion.tuning.kept_files import FileKeeper
-from tune_fusion.tuning.members import Members
+from tune_fusion.tuning.members import Members, Proof
 from tune_fusion.tuning.opening import Opened
 from tune_fusion.tuning.outcome import Outcome
 from tune_fusion.tuning.preflight import Request, later
 from tune_fusion.tuning.resume import SpaceSource
 from tune_fusion.tuning.room import check_room, no_room, with_files
+from tune_fusion.tuning.store_copy import StoreCopy, copy_of
 from tune_fusion.tuning.trainable import TrialPlan
 
 # Seconds that running epochs are given to end once the session is interrupted.
@@ -90,6 +93,7 @@ class Running(ABC):
         self._trouble = Trouble()
         self._drain_until = 0.0
         self._report_at_hand = False
+        self._copy: StoreCopy | None = None
 
     @abstractmethod
     def _begin(self) -> None:
@@ -164,6 +168,7 @@ class Running(ABC):
         self.engine.write = ours.journal.append
         if resumption is None:
             self.write_inputs()
+        self._copy = copy_of(self._folder)
         files = FileKeeper(self._record, self._folder, self._wanted)
         files.tidy()
         logger = self._logger(ours)
@@ -193,6 +198,8 @@ class Running(ABC):
         if self._interruption.signalled and ending.status == "completed":
             code = self._interruption.exit_code
             problems.append(self._interrupted_late())
+        if self._copy is not None:
+            problems += self._copy.flush()
         return Outcome(self._record, content, code, problems)
 
     def write_inputs(self) -> None:
@@ -213,10 +220,17 @@ class Running(ABC):
             gpu=space.resources.gpu,
             metric=space.search.metric,
             direction=space.direction,
-            run_folder=self._folder.path,
-            proof=self._members.watch(self._folder.journal),
+            run_folder=Place.of(self._folder.path),
+            proof=self._proof(),
             test=self.command == "confirm",
         )
+
+    def _proof(self) -> Proof:
+        """What nodes that join have to confirm: the journal, which its store has from now on as well."""
+        if self._copy is not None:
+            for problem in self._copy.flush():
+                raise TuneFusionError(problem)
+        return self._members.watch(self._folder.journal)
 
     def _fingerprints(self) -> dict[int, str]:
         """Of the images, by the seed of their split."""
@@ -309,6 +323,8 @@ class Running(ABC):
     def _model_if_possible(self) -> BestModel | None:
         """The model; None where it cannot be written for another reason than a full disk."""
         try:
+            for number in self._wanted(self._record):
+                fetch(self._folder.weights(number))
             return self._model()
         except OSError:
             raise
@@ -337,6 +353,8 @@ class Running(ABC):
             threading.Thread(target=importlib.import_module, args=(_REPORT,), daemon=True).start()
         while self._members.news:
             engine.note(self._members.news.pop(0))
+        if self._copy is not None:
+            self._copy.check()
         if engine.broken:
             raise TuneFusionError(f"the first trials all failed alike: {engine.broken}")
         if self._interruption.signalled and not engine.finished:

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from tune_fusion.errors import TuneFusionError
 from tune_fusion.runs import RunFolder
 from tune_fusion.space.configuration import Configuration
 from tune_fusion.space.settings import DataSettings, ModelSettings
+from tune_fusion.storage import Place, fetch, fetch_folder, push, push_folder
 from tune_fusion.training.checkpoint import newest_checkpoint, save_checkpoint, save_weights, weights_of
 from tune_fusion.training.trainer import Trainer
 from tune_fusion.training.workbench import Workbench, pick_device
@@ -43,7 +43,7 @@ class TrialPlan:
     gpu: float
     metric: str
     direction: str
-    run_folder: Path
+    run_folder: Place
     """Here trials leave checkpoints, weights and tracebacks; what becomes of them is the driver's to say."""
     proof: Proof
     """What tells a machine that shares that folder from every other one."""
@@ -64,7 +64,7 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         check_here(plan.proof)
         torch.set_num_threads(plan.threads)
         self._plan = plan
-        self._folder = RunFolder(plan.run_folder)
+        self._folder = RunFolder(plan.run_folder.here())
         self._bench = Workbench(plan.model, plan.data, plan.seed, pick_device(plan.gpu))
         self.reset_config(config)
 
@@ -126,10 +126,12 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         def is_ours(state: Mapping[str, Any]) -> bool:
             return bool(state.get("identity") == identity)
 
+        fetch_folder(self._folder.checkpoint_folder(self._number))
         state = newest_checkpoint(self._folder.checkpoint_folder(self._number), is_ours)
         if state is not None:
             trainer.load_state_dict(state["trainer"])
             self._epochs = state["epochs"]
+            fetch(self._folder.weights(self._number))
         return trainer
 
     def _fingerprint(self) -> str:
@@ -159,6 +161,7 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             # The weights first: a trial that is continued after this epoch does not write them again.
             if self._is_best(result.metrics):
                 save_weights(weights_of(trainer.model), self._folder.weights(self._number))
+                push([self._folder.weights(self._number)])
             self._epochs.append(epoch)
         if self._plan.test and (result.diverged or trainer.finished):
             metrics |= self._test(trainer)
@@ -178,7 +181,8 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _save(self, trainer: Trainer) -> None:
         started = time.perf_counter()
         state = {"identity": self._identity(), "epochs": self._epochs, "trainer": trainer.state_dict()}
-        save_checkpoint(self._folder.checkpoint_folder(self._number), trainer.epoch, state)
+        folder = self._folder.checkpoint_folder(self._number)
+        push_folder(folder, save_checkpoint(folder, trainer.epoch, state))
         self._checkpoint_seconds = time.perf_counter() - started
 
     def _free(self) -> None:
@@ -192,7 +196,8 @@ class FusionTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _log(self, text: str) -> None:
         # On a full disk the failure itself is still told.
-        with suppress(OSError):
+        with suppress(OSError, TuneFusionError):
             path = self._folder.trial_log(self._number)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+            push([path], patience=0.0)

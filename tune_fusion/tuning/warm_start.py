@@ -14,14 +14,16 @@ from dataclasses import dataclass
 
 from tune_fusion.errors import InputError
 from tune_fusion.events import Event
+from tune_fusion.passwords import redact
 from tune_fusion.records import TrialRecord, TrialState
 from tune_fusion.runs import RunFolder, read_past, run_folder
 from tune_fusion.space.domain import shown, written
 from tune_fusion.space.loading import parse_space
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
+from tune_fusion.storage import fetch, pull, push
+from tune_fusion.storage import shown as shown_storage
 from tune_fusion.tracking.earlier import UnreadableError, read_search
-from tune_fusion.tracking.uri import redact
 from tune_fusion.tuning.engine import Engine
 from tune_fusion.tuning.preflight import Request
 
@@ -61,6 +63,7 @@ def find_earlier(request: Request, experiment: str) -> Earlier:
     assert request.warm_start is not None
     name = request.warm_start
     folder = run_folder(request.storage, name, "--warm-start")
+    pull(folder.path)
     found = _of_folder(folder) if folder.journal.is_file() else _of_store(request, name, experiment)
     if not found.trials:
         raise InputError(f"--warm-start {name}: has no trial that has ended with a result")
@@ -120,11 +123,14 @@ def copy_weights(engine: Engine, earlier: Earlier, folder: RunFolder) -> None:
     places = {_first_run(trial, earlier.name): trial.number for trial in earlier.trials}
     for trial in engine.record.inherited:
         weights = earlier.folder.weights(places[_first_run(trial, earlier.name)])
+        with suppress(OSError):
+            fetch(weights)
         if weights.exists():
             target = folder.weights(trial.number)
             with suppress(OSError):
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(weights, target)
+                push([target])
 
 
 def _of_folder(folder: RunFolder) -> Earlier:
@@ -148,8 +154,9 @@ def _of_store(request: Request, name: str, experiment: str) -> Earlier:
         raise InputError(f"--warm-start {name}: {redact(uri)}: {error}") from error
     if logged is None:
         raise InputError(
-            f"--warm-start {name}: there is neither a search {request.storage / name} (--storage) nor, in "
-            f"{redact(uri)} (--tracking-uri), a run of this id, or of this name in experiment {experiment!r}"
+            f"--warm-start {name}: there is neither a search in {shown_storage(request.storage)} "
+            f"(--storage) nor, in {redact(uri)} (--tracking-uri), a run of this id, or of this name in "
+            f"experiment {experiment!r}"
         )
     return Earlier(
         name=logged.name,
