@@ -32,7 +32,7 @@ def test_a_stopped_job_ends_in_order_and_goes_on_to_the_same_answer(stack, searc
     assert "go on with " in job.text
     assert "Traceback" not in job.text.partition("Running entrypoint")[2].partition("WebSocket")[0]
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
-    # MLflow has 3 s to take the rest; a slow one is told of.
+    # MLflow has 8 s to take the rest; a slow one is told of.
     if "deliver it later with: " not in job.text:
         assert stack.rows("select status from runs where name = ?", "stopped") == [("KILLED",)]
     again = stack.resume("stopped")

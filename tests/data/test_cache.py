@@ -329,7 +329,8 @@ def test_a_disk_without_room(photos: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(photos)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(
-        InputError, match=r"needs 0.0 GB for 4 images, 0.0 GB are free: set \$TUNE_FUSION_CACHE"
+        InputError,
+        match=r"needs 3.8 kB for 4 images .*, and its disk has 0.1 kB free: set \$TUNE_FUSION_CACHE",
     ):
         cached_images(photos, FILES, 20)
     assert entries() == []

@@ -26,7 +26,7 @@ FIRST_RETRY, LAST_RETRY, CLOSING_RETRY = 0.5, 20.0, 2.0
 """Seconds between attempts on a failing store: the first, the longest, and the longest while closing."""
 PATIENCE = 30.0
 """Seconds for which `Delivery.close` goes on with a store that takes nothing, unless told otherwise."""
-HURRY = 3.0
+HURRY = 8.0
 """Seconds for which `Delivery.close` goes on while somebody waits for the end."""
 LONGEST_CALL = 25.0
 """Seconds for which one call of a store may be silent; calls under way cannot be ended."""
