@@ -5,7 +5,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from pathlib import Path
 
-DECISIONS = ("suggested", "epoch", "failed", "exhausted", "noted")
+DECISIONS = ("suggested", "epoch", "promoted", "given up", "failed", "exhausted", "noted")
 """The events that are the search itself; the others tell of processes and of deliveries."""
 _STATUS = {"completed": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
 
@@ -155,6 +155,7 @@ def check_store(rows, folder):
     journal = lines(folder)
     key = journal[0]["key"]
     ends = {line["trial"]: line["ends"] for line in journal if line["event"] == "epoch" and line["ends"]}
+    ends |= {line["trial"]: "stopped" for line in journal if line["event"] == "given up"}
     ends |= {line["trial"]: "failed" for line in journal if line["event"] == "failed"}
     ends |= {line["trial"]: "failed" for line in journal if line["event"] == "lost" and line["ends"]}
     points = {

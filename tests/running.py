@@ -21,7 +21,8 @@ from tune_fusion.journal import read_journal
 QUICK = ["--set", "data.limit=300", "--set", "training.batch_size=128"]
 """Options that make an epoch of the space ``digits`` take a few hundredths of a second."""
 ASHA = [
-    *("--set", "search.scheduler=asha", "--set", "asha.compare=metric", "--set", "search.defaults=trained")
+    *("--set", "search.scheduler=asha", "--set", "asha.compare=metric", "--set", "search.defaults=trained"),
+    *("--set", "asha.reduction_factor=3"),
 ]
 """Options of searches whose rung decisions a test works out again."""
 
