@@ -10,7 +10,7 @@ import pytest
 from evidence import check_mlflow, lines_so_far
 from running import ASHA, QUICK, descendants, ray_cluster, ray_node, wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 SEARCH = ["--space", "digits", "--epochs", 8, *QUICK, *ASHA, "--set", "search.scheduler=none"]
 

@@ -13,7 +13,7 @@ from object_store import PASSWORD, object_store
 from PIL import Image
 from running import ASHA, QUICK, descendants, kill, ray_cluster, ray_node, wait_until
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 TRIALS, LONG = 16, 40
 OUTAGE = 60
