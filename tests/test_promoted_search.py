@@ -1,6 +1,7 @@
 """A real search whose trials pause at rungs: on Ray, from checkpoints, and resumed."""
 
 import json
+import shutil
 
 import pytest
 from running import QUICK, journal
@@ -49,3 +50,17 @@ def test_nothing_of_the_trials_that_waited_is_left_on_the_disk(search):
     run = search / "runs" / "promoted"
     assert not list((run / "checkpoints").glob("*"))
     assert 1 <= len(list((run / "weights").glob("*.safetensors"))) <= 3
+
+
+def test_an_extension_adds_trials_and_leaves_those_that_were_given_up_alone(search, searches, tmp_path):
+    folder = shutil.copytree(search, tmp_path / "copy")
+    before = journal(folder, "promoted")
+    code, _, err = searches.run(folder, "--resume", "promoted", "--trials", TRIALS + 4, "--concurrent", 1)
+    assert (code, err) == (0, "")
+    result = json.loads((folder / "runs" / "promoted" / "result.json").read_text())
+    assert result["status"] == "completed"
+    assert result["trials"] == sum(result["counts"].values()) == TRIALS + 4
+    after = journal(folder, "promoted")
+    assert after[: len(before)] == before
+    ended = {event.trial for event in before if event.event == "suggested"}
+    assert {event.trial for event in after[len(before) :] if event.event == "epoch"}.isdisjoint(ended)

@@ -271,7 +271,7 @@ def test_a_finished_search_is_left_alone_extended_and_never_shortened(searches, 
         assert result["trials"] == result["planned_trials"] == trials
         return err
 
-    code, _, err = search("--space", space, "--name", "small")
+    code, _, err = search("--space", space, "--name", "small", *ASHA)
     assert code == 0, err
 
     # Again: it says so, and nothing changes.
