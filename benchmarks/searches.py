@@ -47,13 +47,12 @@ class Epoch:
 
 
 class Search:
-    """A search of ours that has just been run in `folder`."""
+    """A search of ours that has just been run in `folder`, by the command or by a `script` in its place."""
 
-    def __init__(self, folder, *words, **environment):
+    def __init__(self, folder, *words, script=None, **environment):
         self.started = time.time()
-        self.seconds = command(
-            folder, ["-m", "tune_fusion.search", *words, "--name", "search"], **environment
-        )
+        program = ["-m", "tune_fusion.search"] if script is None else [script]
+        self.seconds = command(folder, [*program, *words, "--name", "search"], **environment)
         self.folder = Path(folder) / "runs" / "search"
         self.result = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         lines = (self.folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()

@@ -8,7 +8,7 @@ what is left where somebody is within the network: that is tried from there.
 import json
 
 import pytest
-from stack import WORKERS, places
+from stack import WORKERS, Job, commands, places
 
 pytestmark = pytest.mark.cluster
 
@@ -134,8 +134,20 @@ def test_a_search_within_the_network_is_told_of_the_token(stack, token):
     assert not stack.folder("intruder").exists()
 
 
-def test_every_port_of_ray_asks_for_the_token(stack):
+@pytest.fixture
+def busy(stack):
+    """The stack, with a process on it that does somebody's work."""
+    submit = commands("ray job submit")[0].partition("--working-dir")[0]
+    job = Job(stack.type(f"{submit} -- sleep 600"))
+    job.until(lambda: "Running entrypoint" in job.text)
+    yield stack
+    stack.type(commands("ray job stop")[0].replace("JOB", job.id)).communicate()
+    job.end()
+
+
+def test_every_port_of_ray_asks_for_the_token(busy):
     """But for measurements for Prometheus and the dashboard's empty page, which hold no secret."""
+    stack = busy
     ports = listening(stack, "head", *WORKERS)
     done = stack.call("mlflow", "python", "-c", ASKED, " ".join(METHODS), *ports)
     answers = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from urllib.parse import quote
 
 import pytest
 from browser import browser
@@ -58,10 +59,15 @@ def test_the_trials_spread_over_both_workers(stack, job):
     assert nodes == set(WORKERS)
 
 
+def key_of(stack):
+    """What the search's run in MLflow, and the names of its trials' there, begin with."""
+    return lines(stack.folder("first"))[0]["key"]
+
+
 def test_mlflow_holds_one_parent_and_its_children(stack, job):
     check_store(stack.rows, stack.folder("first"))
-    key = lines(stack.folder("first"))[0]["key"]
-    ((parent,),) = stack.rows("select run_uuid from tags where key = 'tune_fusion.key' and value = ?", key)
+    tagged = "select run_uuid from tags where key = 'tune_fusion.key' and value = ?"
+    ((parent,),) = stack.rows(tagged, key_of(stack))
     nested = "select run_uuid from tags where key = 'mlflow.parentRunId' and value = ?"
     assert len(stack.rows(nested, parent)) == TRIALS
     result = json.loads((stack.folder("first") / "result.json").read_text())
@@ -74,9 +80,11 @@ def test_its_artifacts_went_through_mlflows_server(stack, job):
 
 
 def test_neither_data_nor_runs_nor_secrets_are_uploaded(stack, job):
-    (folder,) = (stack.host("head").temporary / "ray").glob(
+    # One a life of the head, all of the same checkout.
+    packages = (stack.host("head").temporary / "ray").glob(
         "session_2*/runtime_resources/working_dir_files/_ray_pkg_*[!k]"
     )
+    folder = max(packages, key=lambda path: path.stat().st_mtime)
     uploaded = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     assert {"tune_fusion/search.py", "search_spaces/digits.yaml"} <= uploaded.keys()
     assert not uploaded.keys() & {*PRIVATE, "docker/.env"}
@@ -87,9 +95,12 @@ def test_neither_data_nor_runs_nor_secrets_are_uploaded(stack, job):
 
 
 def test_mlflows_page_lists_the_trials(stack, job, window):
-    names = [name for (name,) in stack.rows("select name from runs where name like ?", "00%")]
+    trials = "select name from runs join tags using (run_uuid) where key = 'tune_fusion.key' and value like ?"
+    names = [name for (name,) in stack.rows(trials, f"{key_of(stack)}-%")]
     assert len(names) == TRIALS
-    window.open("http://127.0.0.1:5000/#/experiments/1/runs", 1280, 1400, **stack.login())
+    chosen = quote(f"tags.`tune_fusion.key` LIKE '{key_of(stack)}%'")
+    page = f"http://127.0.0.1:5000/#/experiments/1/runs?searchFilter={chosen}"
+    window.open(page, 1280, 1400, **stack.login())
     wait_for(window, f"{TRIALS + 1} matching runs")
     window.run("document.querySelector('.ag-row button').click()")  # the parent's children
     wait_for(window, names[0])
