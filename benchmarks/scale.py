@@ -7,6 +7,7 @@ the loads, there 10,000 trials of 1 s on 16 slots within 1.28 times the ideal 62
 within 3.3 times the ideal 300 s, and 1,000 trials with a result every other second within 1.3 times 100 s.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -35,6 +36,8 @@ class Load:
     nodes: int
     slots: int
     """Of each node."""
+    at_once: int
+    """Trials; fewer than there are slots where this machine has no memory for as many workers."""
     trials: int
     results: int
     seconds: float
@@ -45,19 +48,19 @@ class Load:
     @property
     def ideal(self):
         """Seconds, were all slots always taken by trials that sleep."""
-        return self.trials * self.results * self.seconds / (self.nodes * self.slots)
+        return self.trials * self.results * self.seconds / self.at_once
 
 
 LOADS = (
-    Load("1,000 trials of 1 s on 16 slots", 1, 16, 1000, 1, 1.0, 1.28),
-    Load("1,000 trials of 1 s on 50 nodes", 50, 1, 1000, 1, 1.0, None),
-    Load("50 trials on 50 nodes, a result every other second", 50, 1, 50, 50, 2.0, 1.3),
+    Load("1,000 trials of 1 s, 16 at once on a node", 1, 16, 16, 1000, 1, 1.0, 1.28),
+    Load("1,000 trials of 1 s, 24 at once on 50 nodes", 50, 1, 24, 1000, 1, 1.0, None),
+    Load("24 trials of 50 results, one every 2 s, on a node", 1, 24, 24, 24, 50, 2.0, 1.3),
 )
 
 
 @contextmanager
-def cluster(load):
-    """The address of a Ray that simulates the nodes of `load`, beside a head without processors."""
+def cluster(count, slots):
+    """The address of a Ray that simulates so many nodes, beside a head without processors."""
     from ray.cluster_utils import Cluster
 
     started = time.perf_counter()
@@ -66,10 +69,10 @@ def cluster(load):
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES},
     )
     try:
-        for _ in range(load.nodes):
-            nodes.add_node(num_cpus=load.slots, num_gpus=0, object_store_memory=OBJECT_STORE_BYTES)
+        for _ in range(count):
+            nodes.add_node(num_cpus=slots, num_gpus=0, object_store_memory=OBJECT_STORE_BYTES)
         nodes.wait_for_nodes()
-        print(f"{load.nodes} nodes started in {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"{count} nodes started in {time.perf_counter() - started:.0f} s", flush=True)
         yield nodes.address
     finally:
         nodes.shutdown()
@@ -106,7 +109,7 @@ def ours(load, address, folder):
     """Figures of a search; the first is of the time from the first suggestion to the last end."""
     words = ["--space", "digits", "--address", address, "--trials", load.trials, "--epochs", load.results]
     words += ["--set", "data.limit=64", "--set", "training.batch_size=64", "--set", "search.scheduler=none"]
-    words += ["--set", "search.defaults=none"]
+    words += ["--set", "search.defaults=none", "--concurrent", load.at_once]
     with Watched() as watched:
         search = Search(
             folder,
@@ -117,37 +120,33 @@ def ours(load, address, folder):
     assert search.result["counts"] == {"completed": load.trials}, search.result["counts"]
     ended = max(search.times("epoch"))
     seconds = ended - search.times("suggested")[0]
-    started = min(epoch.started for epochs in search.workers for epoch in epochs)
     results = load.trials * load.results
+    steady = ended - min(epoch.started for epochs in search.workers for epoch in epochs)
+    sizes = {
+        "memory of the driver": watched.bytes,
+        "journal": (search.folder / "journal.jsonl").stat().st_size,
+        "MLflow's SQLite": (folder / "mlflow.db").stat().st_size,
+    }
     yield Figure(
-        f"{load.name}: search / ideal", seconds / load.ideal, "x", load.allowed, note=f"{seconds:.0f} s"
+        f"{load.name}: search", seconds, "s", note=f"ideal {load.ideal:g} s; with the workers' start"
     )
+    note = f"{steady:.0f} s from the first epoch's start"
     yield Figure(
-        f"{load.name}: trials a second",
-        load.trials / (ended - started),
-        "1/s",
-        note="from the first epoch's start",
+        f"{load.name}: from the first epoch / ideal", steady / load.ideal, "x", load.allowed, note=note
     )
-    yield Figure(f"{load.name}: results a second", results / (ended - started), "1/s")
+    yield Figure(f"{load.name}: trials a second", load.trials / steady, "1/s")
+    yield Figure(f"{load.name}: results a second", results / steady, "1/s")
     yield Figure(f"{load.name}: whole command", search.seconds, "s", note="until MLflow has everything")
-    yield Figure(f"{load.name}: memory of the driver", watched.bytes / 2**20, "MiB")
-    journal = (search.folder / "journal.jsonl").stat().st_size
-    yield Figure(
-        f"{load.name}: journal", journal / 2**10 / results, "KiB/result", note=f"{journal / 2**20:.1f} MiB"
-    )
-    store = (folder / "mlflow.db").stat().st_size
-    yield Figure(
-        f"{load.name}: MLflow's SQLite",
-        store / 2**10 / load.trials,
-        "KiB/trial",
-        note=f"{store / 2**20:.1f} MiB",
-    )
+    for name, size in sizes.items():
+        yield Figure(
+            f"{load.name}: {name}", size / 2**20, "MiB", note=f"{size / 2**10 / results:.2f} KiB a result"
+        )
 
 
 def rays(load, address, folder):
     """What Ray Tune alone takes for the same load."""
     words = ["--address", address, "--trials", load.trials, "--results", load.results]
-    words += ["--seconds", load.seconds, "--folder", folder]
+    words += ["--seconds", load.seconds, "--at-once", load.at_once, "--folder", folder]
     done = subprocess.run(
         [sys.executable, HERE / "peers" / "ray_sleeping.py", *map(str, words)],
         capture_output=True,
@@ -157,18 +156,17 @@ def rays(load, address, folder):
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
-    yield Figure(f"{load.name}: Ray Tune alone / ideal", seconds / load.ideal, "x", note=f"{seconds:.0f} s")
+    yield Figure(f"{load.name}: Ray Tune alone", seconds, "s", note="with the workers' start")
 
 
 def measure(options):
-    for number, load in enumerate(LOADS, 1):
-        if options.only and number not in options.only:
-            continue
-        with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
-            for way in (ours, rays):
-                # Each on a cluster of its own, as those of the other would leave warm workers behind.
-                with cluster(load) as address:
-                    yield from way(load, address, Path(scratch) / way.__name__)
+    chosen = [load for number, load in enumerate(LOADS, 1) if number in (options.only or range(9))]
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        for kind, loads in itertools.groupby(chosen, key=lambda load: (load.nodes, load.slots)):
+            # The workers of a search end with it.
+            with cluster(*kind) as address:
+                for number, (load, way) in enumerate(itertools.product(loads, (ours, rays))):
+                    yield from way(load, address, Path(scratch) / f"{kind[0]}-{number}")
 
 
 def add_options(parser):

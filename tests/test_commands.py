@@ -1,6 +1,7 @@
 import argparse
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,23 @@ def test_a_command_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == "done\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_with_one_line(tmp_path, signum, code):
+    script = tmp_path / "made.py"
+    script.write_text(
+        "import time\nfrom tune_fusion import commands\n"
+        "def body():\n    commands.say('begun')\n    time.sleep(60)\n"
+        "commands.run('made', body)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signum)
+        assert process.communicate(timeout=30) == ("", "made: interrupted before anything was written\n")
+    assert process.returncode == code
 
 
 def test_a_mistake_of_ours_is_not_dressed_up_as_the_users():

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 from urllib.parse import unquote, urlsplit
 
@@ -277,8 +278,22 @@ def become(command: str, arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", command, *arguments])
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asked the command to stop."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 def run(command: str, body: Callable[[], int]) -> NoReturn:
-    """Exit with what `body` returns; an error a user can act on becomes one message on standard error."""
+    """Exit with what `body` returns; an error a user can act on becomes one message on standard error.
+
+    So does Ctrl-C, and SIGTERM: exit codes 130 and 143.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = body()
     except TuneFusionError as error:

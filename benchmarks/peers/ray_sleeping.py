@@ -16,6 +16,7 @@ parser.add_argument("--address", required=True)
 parser.add_argument("--trials", type=int, required=True)
 parser.add_argument("--results", type=int, default=1, help="of each trial")
 parser.add_argument("--seconds", type=float, default=1.0, help="from one result to the next")
+parser.add_argument("--at-once", type=int, required=True, help="trials")
 parser.add_argument("--folder", required=True)
 options = parser.parse_args()
 
@@ -35,7 +36,9 @@ results = tune.Tuner(
         "results": options.results,
         "seconds": options.seconds,
     },
-    tune_config=tune.TuneConfig(num_samples=options.trials, reuse_actors=True),
+    tune_config=tune.TuneConfig(
+        num_samples=options.trials, max_concurrent_trials=options.at_once, reuse_actors=True
+    ),
     run_config=tune.RunConfig(storage_path=options.folder, name="sleeping", verbose=0),
 ).fit()
 seconds = time.perf_counter() - started

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tune_fusion.commands import say
-from tune_fusion.errors import InputError, suggest
+from tune_fusion.errors import InputError, TuneFusionError, suggest
 from tune_fusion.space.settings import ResourceSettings
 from tune_fusion.tuning.own_ray import our_own_ray, trials_on_prestarted_workers
 
@@ -104,20 +105,32 @@ def _connect(target: str, model: str, stack: ExitStack) -> None:
     try:
         with _unobtrusive():
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise InputError(
-            f"--address {target}: cannot join this Ray cluster: {str(error).splitlines()[0]}; "
-            "start one with 'ray start --head', set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN for one that asks "
-            "for a token, or leave --address out to run on this machine alone"
-        ) from error
     except OSError as error:
         if "AF_UNIX" not in str(error):
-            raise
+            raise _unconnected(target, error) from error
         raise InputError(
             f"the folder for Ray's sockets has too long a path ({error}); set $RAY_TMPDIR to a short "
             "one, such as /tmp/ray"
         ) from error
+    except Exception as error:  # where its processes do not answer in time Ray raises just that
+        raise _unconnected(target, error) from error
     stack.callback(disconnect)
+
+
+def _unconnected(target: str, error: Exception) -> TuneFusionError:
+    """What is told where Ray gives up with `error`."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if target == "local":
+        logs = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs")
+        return TuneFusionError(
+            f"Ray did not start on this machine: {said}; where the machine is busy it may start when you try "
+            f"again; what Ray says of it lies in {logs}"
+        )
+    return InputError(
+        f"--address {target}: cannot join this Ray cluster: {said}; "
+        "start one with 'ray start --head', set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN for one that asks "
+        "for a token, or leave --address out to run on this machine alone"
+    )
 
 
 def disconnect() -> None:
