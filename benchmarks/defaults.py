@@ -30,7 +30,7 @@ SPACES = {
 }
 WAYS = {
     "before": ("scheduler=asha", "defaults=trained", "reduction_factor=3", "compare=metric"),
-    "after": ("scheduler=promotion", "defaults=judged", "reduction_factor=15", "compare=val_loss"),
+    "after": ("scheduler=promotion", "defaults=judged", "reduction_factor=4", "compare=val_loss"),
 }
 TRIALS = 48
 FRESH = (1_000_001, 1_000_002, 1_000_003)

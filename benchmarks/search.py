@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import measuring
@@ -31,6 +32,8 @@ TABLES = {"Fashion-MNIST": "fashion_mnist", "digits": "digits"}
 SLOTS = (2, 8, 64)
 BUDGET = 150
 """Epochs of a search: about what the shipped spaces for two cores spend."""
+EPOCHS = 10
+"""Of each recorded trial."""
 SHOWN = (25, 50, 100, 150)
 CHOSEN = {"sampler", "scheduler", "defaults", "stop"}
 """Which settings of a search's section are compared."""
@@ -45,6 +48,7 @@ def contender(name, sampler, scheduler, defaults="none", *, habit=False, papers=
 LOSS = {"compare": "val_loss"}
 DEFAULTS = "the defaults"
 BEFORE = "TPE + ASHA, untuned defaults trained first (the defaults of before)"
+GREEDY = "the defaults, but of 15 one"
 STOPPING = "the defaults with stop: auto"
 CONTENDERS = [
     contender("random", "random", "none"),
@@ -56,7 +60,7 @@ CONTENDERS = [
     contender("TPE + Hyperband by loss", "tpe", "hyperband", **LOSS),
     contender("TPE + learning curves", "tpe", "curves"),
     contender("TPE + PASHA by loss", "tpe", "pasha", **LOSS),
-    contender("TPE + promotion by loss, of 3 one", "tpe", "promotion", **LOSS),
+    contender(GREEDY, "tpe", "promotion", "judged", reduction_factor=15, **LOSS),
     contender("TPE, one epoch for all, then the best", "tpe", "one-then-best", **LOSS),
     Contender(DEFAULTS, SearchSettings().model_dump(include=CHOSEN), AshaSettings().model_dump()),
     Contender(
@@ -68,8 +72,10 @@ CONTENDERS = [
 ]
 CHECKED = ["random", "random + ASHA", BEFORE, DEFAULTS]
 """Contenders that also search the second table; they are drawn as well."""
-STOPPING_BUDGET = 450
-"""Epochs of the searches that may stop themselves, and of those that they are compared with."""
+WHOLE = [BEFORE, DEFAULTS, GREEDY]
+"""Contenders whose searches are looked at when they have ended, beside the one that may stop itself."""
+TRIALS = 48
+"""Of such a search, as in the shipped spaces for two cores."""
 
 
 def path_of(table):
@@ -188,17 +194,22 @@ def figures(found):
             )
 
 
-def stopping(options):
-    """What a search that stops itself spends, and what that costs: each beside the same one without it."""
-    path = path_of("Fashion-MNIST")
-    for stop in ("never", "auto"):
-        settings = SearchSettings().model_dump(include=CHOSEN) | {"stop": stop}
-        one = Contender(STOPPING, settings, AshaSettings().model_dump())
-        found = judge(path, one, 2, range(options.seeds), STOPPING_BUDGET, workers=options.workers)
-        runs, where = len(found.hits), f"stop: {stop}, Fashion-MNIST, 2 at once"
-        yield Figure(f"epochs spent (median), {where}", float(np.median(found.spent)), "epochs", runs=runs)
-        regret = 100 * found.mean_regret(STOPPING_BUDGET)
-        yield Figure(f"mean regret at the end, {where}", regret, "points", runs=runs)
+def whole(options):
+    """What searches of `TRIALS` trials spend and return, two trials at once."""
+    ways = [one for one in CONTENDERS if one.name in WHOLE]
+    settings = SearchSettings().model_dump(include=CHOSEN) | {"stop": "auto"}
+    ways.append(Contender(STOPPING, settings, AshaSettings().model_dump()))
+    for table in TABLES:
+        for one in ways:
+            ended = replace(one, trials=TRIALS)
+            # Nobody trains more.
+            most = TRIALS * EPOCHS
+            found = judge(path_of(table), ended, 2, range(options.seeds), most, workers=options.workers)
+            where, runs = f"{table}, {TRIALS} trials, {one.name}", len(found.spent)
+            yield Figure(f"epochs, {where}", float(found.spent.mean()), "epochs", runs=runs)
+            regret = 100 * found.regret[:, -1]
+            error = regret.std(ddof=1) / math.sqrt(runs)
+            yield Figure(f"mean regret, {where}", regret.mean(), "points", runs=runs, note=f"± {error:.2f}")
 
 
 def measure(options):
@@ -212,7 +223,7 @@ def measure(options):
     picture(found, results / "search.png")
     print(text, flush=True)
     yield from figures(found)
-    yield from stopping(options)
+    yield from whole(options)
 
 
 def add_options(parser):

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,58 @@ def test_what_only_this_machine_has_of_a_journal_stays(here):
     store_at(here).put(f"first/{journal_key(4)}", b"another machine's\n")
     pull(here / "first")
     assert (here / "first" / "journal.jsonl").read_bytes() == b"one\nanother machine's\n"
+
+
+def test_a_journal_is_read_while_its_driver_joins_the_parts(here, monkeypatch):
+    store = store_at(here)
+    store.put(f"first/{journal_key(0)}", b"one\n")
+    store.put(f"first/{journal_key(4)}", b"two\n")
+    get = Store.get
+
+    def joined_meanwhile(self, key, *arguments):
+        content = get(self, key, *arguments)
+        if key.endswith(journal_key(0)) and content == b"one\n":
+            store.put(f"first/{journal_key(0)}", b"one\ntwo\nthree\n")
+            store.delete([f"first/{journal_key(4)}"])
+        return content
+
+    monkeypatch.setattr(Store, "get", joined_meanwhile)
+    pull(here / "first")
+    assert (here / "first" / "journal.jsonl").read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_what_was_written_here_after_the_store_had_gone_stays(here, monkeypatch):
+    folder = here / "first"
+    store_at(here).put("first/result.json", b"older")
+    folder.mkdir(parents=True)
+    later = time.time() + 60
+    (folder / "result.json").write_bytes(b"newer")
+    os.utime(folder / "result.json", (later, later))
+    (folder / "trials.csv").write_bytes(b"older")
+    os.utime(folder / "trials.csv", (1, 1))
+    store_at(here).put("first/trials.csv", b"newer")
+    pull(folder)
+    assert [(folder / name).read_bytes() for name in ("result.json", "trials.csv")] == [b"newer"] * 2
+    with kept(folder):
+        store_copy._RUNNING[folder].flush()
+    assert store_at(here).get("first/result.json") == b"newer"
+
+
+def test_a_store_that_answers_again_gets_the_last_changes(here, monkeypatch):
+    folder = here / "first"
+    begin(folder, b"one")
+    put = Store.put
+
+    def away(self, key, content, *arguments):
+        raise OSError("away")
+
+    with kept(folder):
+        ours = store_copy._RUNNING[folder]
+        monkeypatch.setattr(Store, "put", away)
+        (problem,) = ours.flush(patience=0.0)
+        assert "away; what it lacks is in" in problem
+        monkeypatch.setattr(Store, "put", put)
+    assert store_at(here).get(f"first/{journal_key(0)}") == b"one\n"
 
 
 def test_files_are_deleted_after_the_journal_tells_why(here):

@@ -41,6 +41,8 @@ JOURNAL = "journal"
 APART = frozenset({"checkpoints", "weights"})
 """Folders whose files come and go with trials, on whichever machine those are trained."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+# How often a journal is looked at anew whose driver joins its parts meanwhile.
+_LISTINGS = 5
 
 
 @dataclass(frozen=True)
@@ -291,26 +293,23 @@ def pull(folder: Path) -> None:
         return
     store, key = found
     try:
-        entries = store.entries(key)
-        for name, entry in entries.items():
+        for name, entry in store.entries(key).items():
             parts = name.split("/")
             if JOURNAL in parts[:-1] or not APART.isdisjoint(parts) or parts[-1].startswith("."):
                 continue
             _pull_file(store, f"{key}/{name}", folder / name, entry)
         for place in ("", "confirmation/"):
-            parts = [name for name in entries if name.startswith(f"{place}{JOURNAL}/")]
-            if parts:
-                content = _joined(store, key, parts)
+            content = _journal(store, key, place)
+            if content:
                 _pull_journal(folder / place / f"{JOURNAL}.jsonl", content)
     except OSError as error:
         raise InputError(unreachable(store, error)) from error
 
 
 def _pull_file(store: Store, key: str, path: Path, entry: Entry) -> None:
-    if path.exists():
-        here = path.stat()
-        if (here.st_size, here.st_mtime_ns) == (entry.size, entry.modified):
-            return
+    # A newer one was written here after the store had last been reached, and goes there with the next driver.
+    if path.exists() and path.stat().st_mtime_ns >= entry.modified:
+        return
     content = store.get(key)
     if content is not None:
         _write(path, content)
@@ -322,8 +321,19 @@ def journal_key(offset: int) -> str:
     return f"{JOURNAL}/{offset:015d}.jsonl"
 
 
+def _journal(store: Store, key: str, place: str) -> bytes:
+    """The journal whose parts lie in `place`; its driver may be joining them meanwhile."""
+    for _ in range(_LISTINGS):
+        names = [name for name in store.entries(key) if name.startswith(f"{place}{JOURNAL}/")]
+        try:
+            return _joined(store, key, names)
+        except FileNotFoundError:
+            continue
+    raise OSError(f"{key}: its journal changes faster than it can be read")
+
+
 def _joined(store: Store, key: str, names: list[str]) -> bytes:
-    """The journal whose parts have these names, in order."""
+    """The journal whose parts have these names, in order; FileNotFoundError where one has gone since."""
     content = b""
     for name in names:
         offset = int(name.rpartition("/")[2].removesuffix(".jsonl"))
@@ -335,7 +345,10 @@ def _joined(store: Store, key: str, names: list[str]) -> bytes:
                 f"{len(content):,}: a part of the journal is missing; bring it back, or delete this one and "
                 "lose what it tells"
             )
-        content += store.get(f"{key}/{name}") or b""
+        part = store.get(f"{key}/{name}")
+        if part is None:
+            raise FileNotFoundError(name)
+        content += part
     return content
 
 

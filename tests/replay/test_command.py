@@ -24,7 +24,7 @@ def test_a_contender_is_judged_on_a_table(table, capsys):
     out = capsys.readouterr().out
     assert "30 configurations, 120 epochs; best val_accuracy 0.8700; noise 0.00" in out
     found = judge(table, Contender("", SEARCH, AshaSettings().model_dump()), 2, range(5), 200)
-    assert f"goal       median {found.quartiles()[1]:.0f} epochs" in out
+    assert f"goal       after {found.quartiles()[1]:.0f} epochs (median)" in out
     assert f"{found.mean_regret(200):.4f} after 200 epochs (mean)" in out
     assert "spent      median 200 epochs in " in out
 
@@ -45,12 +45,20 @@ def test_it_replays_a_searchs_defaults_unless_told_otherwise(table):
         (["--sampler", "tpee"], "--sampler tpee: did you mean 'tpe'?"),
         (["--scheduler", "promote"], "--scheduler promote: did you mean 'promotion'?"),
         (["--compare", "loss"], "--compare loss: did you mean 'val_loss'?"),
+        (["--reduction-factor", "1"], "--reduction-factor 1: needs a whole number >= 2"),
     ],
 )
 def test_what_it_does_not_know_is_refused_with_the_nearest_word(words, message, table):
     with pytest.raises(InputError) as error:
         main(["--table", str(table), *words])
     assert str(error.value) == message
+
+
+def test_a_table_of_ranges_has_no_grid(table):
+    with pytest.raises(
+        InputError, match=r"^--sampler grid: a grid needs finite choices, got the continuous range"
+    ):
+        main(["--table", str(table), "--sampler", "grid"])
 
 
 def test_several_processes_give_what_one_gives(table, capsys):

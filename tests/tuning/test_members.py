@@ -157,6 +157,25 @@ def test_one_that_lacks_something_gets_none_and_is_told_of_once(watching, nodes)
     assert watching.news == ["no trial runs on worker (10.0.0.2), which joined the cluster: it lacks it"]
 
 
+def test_it_is_asked_again_after_a_while(watching, nodes, monkeypatch):
+    alive, answers = nodes
+    alive.append(OTHER)
+    assert watching.slots() == 2
+    answers.pop(OTHER.id).set_result("lacks it")
+    assert watching.slots() == 2
+    assert OTHER.id not in answers
+    monkeypatch.setattr(members, "_REFUSED_SECONDS", -1.0)
+    assert watching.slots() == 2
+    answers.pop(OTHER.id).set_result("lacks it still")
+    assert [watching.slots(), watching.slots()] == [2, 2]
+    answers.pop(OTHER.id).set_result("")
+    assert (watching.slots(), watching.excluded()) == (5, [])
+    assert watching.news == [
+        "no trial runs on worker (10.0.0.2), which joined the cluster: it lacks it",
+        "trials run on worker (10.0.0.2): it has now what it lacked",
+    ]
+
+
 def test_no_more_trials_than_were_asked_for(nodes, tmp_path):
     ours = make(most=1)
     ours.admit([OWN], tmp_path, unchecked)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -30,12 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: _known(name, getattr(options, name), SearchSettings)
         for name in ("sampler", "scheduler", "defaults", "stop")
     }
+    if options.reduction_factor < 2:
+        raise InputError(f"--reduction-factor {options.reduction_factor}: needs a whole number >= 2")
     asha = {
         "grace_epochs": options.grace_epochs,
         "reduction_factor": options.reduction_factor,
         "compare": _known("compare", options.compare, AshaSettings),
     }
     table = table_of(options.table)
+    _check(table, options)
     contender = Contender("", search, asha)
     found = judge(
         options.table, contender, options.slots, range(options.seeds), options.epochs, workers=options.workers
@@ -75,7 +80,7 @@ def _parser() -> commands.Parser:
     parser.add_argument(
         "--reduction-factor",
         type=commands.natural,
-        default=15,
+        default=4,
         metavar="N",
         help="asha.reduction_factor (%(default)s)",
     )
@@ -86,7 +91,11 @@ def _parser() -> commands.Parser:
         "--seeds", type=commands.natural, default=100, metavar="N", help="searches (%(default)s)"
     )
     parser.add_argument(
-        "--epochs", type=commands.natural, default=300, metavar="N", help="of each search (%(default)s)"
+        "--epochs",
+        type=commands.natural,
+        default=300,
+        metavar="N",
+        help="of each search, all its trials together (%(default)s)",
     )
     parser.add_argument(
         "--workers", type=commands.natural, default=2, metavar="N", help="processes (%(default)s)"
@@ -106,6 +115,21 @@ def _known(name: str, value: str, settings: type[BaseModel]) -> str:
     return value
 
 
+def _check(table: Table, options: Namespace) -> None:
+    """InputError where the table does not tell how large the noise is, or has no grid and was to have one."""
+    from tune_fusion.space.sampling import grid_parameters
+
+    try:
+        _ = table.noise
+        if options.sampler == "grid":
+            for arm in ("fusion", "control"):
+                next(grid_parameters(table.space, arm), None)
+    except InputError as error:
+        raise InputError(f"--table {options.table}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"--sampler grid: {error} in the space of --table {options.table}") from error
+
+
 def _report(table: Table, found: Verdict) -> list[str]:
     """What people see."""
     first, median, third = found.quartiles()
@@ -116,13 +140,18 @@ def _report(table: Table, found: Verdict) -> list[str]:
     return [
         f"table      {len(table.runs)} configurations, {table.grid_epochs} epochs; best {table.metric} "
         f"{table.best:.4f}; noise {table.noise:.4f}: {len(table.good)} are as good",
-        f"goal       median {median:.0f} epochs until what is returned is as good (quartiles {first:.0f} to "
-        f"{third:.0f}, 95 % of the median {low:.0f} to {high:.0f}); {never} of "
-        f"{len(found.hits)} searches never",
+        f"goal       after {_hit(median, budget)} epochs (median) what is returned is as good; quartiles "
+        f"{_hit(first, budget)} and {_hit(third, budget)}, 95 % interval of the median "
+        f"{_hit(low, budget)} to {_hit(high, budget)}; {never} of {len(found.hits)} searches never",
         "regret     " + ", ".join(f"{found.mean_regret(e):.4f} after {e}" for e in shown) + " epochs (mean)",
         f"spent      median {sorted(found.spent)[len(found.spent) // 2]:.0f} epochs in "
         f"{sorted(found.elapsed)[len(found.elapsed) // 2]:.0f} epochs' time",
     ]
+
+
+def _hit(epochs: float, budget: int) -> str:
+    """So many epochs; ``>budget`` where that was not enough."""
+    return f"{epochs:.0f}" if isfinite(epochs) else f">{budget}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from tune_fusion.records import TrialRecord, TrialState
 from tune_fusion.replay.gp import ModelStudy
 from tune_fusion.replay.pausing import AllThenBest, Pasha
-from tune_fusion.replay.simulation import Trace, replay
+from tune_fusion.replay.simulation import UNLIMITED, Trace, replay
 from tune_fusion.replay.table import Table
 from tune_fusion.space.configuration import Configuration, OptimizerChoice
 from tune_fusion.space.domain import largest
@@ -44,6 +44,8 @@ class Contender:
     """Tell the study of stopped trials as complete, as Ray's OptunaSearch does."""
     papers: bool = False
     """Begin with the papers' pairs, untuned."""
+    trials: int = UNLIMITED
+    """Of the whole search."""
 
     def run(self, table: Table, vocabulary: Vocabulary, slots: int, budget: int, seed: int) -> Trace:
         """Search the table once."""
@@ -71,7 +73,7 @@ class Contender:
                     arm.scheduler = other(space, int(largest(space.training["epochs"])))
             return arms
 
-        return replay(table, space, vocabulary, slots, budget, make=make)
+        return replay(table, space, vocabulary, slots, budget, trials=self.trials, make=make)
 
 
 class RaysHabit(Study):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,12 +68,27 @@ def judge(
 ) -> Verdict:
     """Replay a contender with each of the seeds, for `budget` epochs each; on so many processes."""
     jobs = [(path, contender, slots, budget, seed) for seed in seeds]
+    workers = min(workers, len(jobs))
     if workers == 1:
         traces = [search(*job) for job in jobs]
     else:
-        with ProcessPoolExecutor(workers) as pool:
-            traces = list(pool.map(search, *zip(*jobs, strict=True), chunksize=4))
+        # Leaving the block ends the processes, whatever ended it.
+        with multiprocessing.Pool(workers, _serve, [os.getpid()]) as pool:
+            traces = pool.starmap(search, jobs, chunksize=1)
     return verdict(table_of(path), traces, budget)
+
+
+def _serve(parent: int) -> None:
+    """Make a process one that ends with its parent, and without a word."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def verdict(table: Table, traces: Sequence[Trace], budget: int) -> Verdict:

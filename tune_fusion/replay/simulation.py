@@ -51,6 +51,10 @@ class Incumbent:
         self.trial = None if best is None else self._record.trials[best]
 
 
+UNLIMITED = 10**6
+"""Trials of a search that its budget of epochs ends."""
+
+
 def replay(
     table: Table,
     space: SearchSpace,
@@ -58,13 +62,14 @@ def replay(
     slots: int,
     budget: int,
     *,
+    trials: int = UNLIMITED,
     make: Callable[[SearchSpace], Sequence[SearchArm]] = make_arms,
 ) -> Trace:
-    """Search `table` with `slots` workers until `budget` epochs are trained, or the search ends.
+    """Search `table` with `slots` workers until `budget` epochs are trained, or the search of `trials` ends.
 
     `space` is the table's with the search settings to try; its seed decides everything.
     """
-    space = replace(space, search=space.search.model_copy(update={"trials": 10**6}))
+    space = replace(space, search=space.search.model_copy(update={"trials": trials}))
     chronicle = Chronicle.begin(session_of(space))
     engine = Engine(space, vocabulary, make(space), chronicle, table.layers, lambda: slots)
     incumbent, trace = Incumbent(engine.record), Trace()

@@ -22,6 +22,8 @@ from tune_fusion.space.loading import parse_space
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.vocabulary import Vocabulary
 
+# Recorded twice, to know the noise.
+_LEAST_PAIRS = 4
 # How far apart two configurations are that differ by a whole range of the one thing and not at all otherwise.
 # Rates decide most (the error of other weights is no smaller: see docs/search.md).
 _WEIGHTS = {"lr": 1.0, "momentum": 1.0, "lambda0": 0.25, "switch_layer": 0.5}
@@ -82,7 +84,9 @@ class Table:
         except OSError as error:
             raise InputError(f"--table {path}: cannot be read: {error}") from error
         except (EOFError, zlib.error, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"--table {path}: is no table of benchmarks/record_table.py: {error}") from error
+            raise InputError(
+                f"--table {path}: is no table of benchmarks/record_table.py, or not a whole one: {error}"
+            ) from error
 
     @property
     def metric(self) -> str:
@@ -131,8 +135,11 @@ class Table:
         (another seed splits the images differently) is taken off.
         """
         pairs = self.pairs()
-        if len(pairs) < 4:
-            raise InputError("the table has fewer than four configurations with a second seed")
+        if len(pairs) < _LEAST_PAIRS:
+            raise InputError(
+                f"the table has {len(pairs)} configurations with a second seed, and to know the noise "
+                f"{_LEAST_PAIRS} are needed"
+            )
         means = self.sign * pairs.mean(1)
         good = pairs[means >= np.median(means)]
         return float(np.std(good[:, 0] - good[:, 1], ddof=1))

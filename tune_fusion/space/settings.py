@@ -109,7 +109,7 @@ class AshaSettings(Section):
     """``asha``: early stopping. Rungs lie at grace_epochs * reduction_factor**k epochs."""
 
     grace_epochs: Positive = 1
-    reduction_factor: Annotated[int, Field(ge=2)] = 15
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
     compare: Literal["metric", "val_loss"] = "val_loss"
     """What trials are compared by at a rung: `search.metric`, or the validation loss, which after few epochs
     says more of what a trial will become. What a search returns is the best by `search.metric` either way."""

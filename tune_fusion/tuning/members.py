@@ -2,7 +2,7 @@
 
 A node that was there before the first trial and lacks the search's folder, or the data's, refuses the search.
 One that joins later is asked without anybody waiting for it: trials run there once it has answered well, and
-never where it has not.
+one that has not is asked again from time to time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _LOOK_SECONDS = 5.0
 _ANSWER_SECONDS, _WAIT_SECONDS = 120.0, 0.2
 # How long a network's file system may hide what another machine has just written.
 _APPEAR_SECONDS, _AGAIN_SECONDS = 5.0, 0.5
+# A node that lacked something is asked again after so long.
+_REFUSED_SECONDS = 60.0
 _CONTENT_BYTES = 256
 
 
@@ -122,6 +124,8 @@ class Members:
         self._proven: set[str] = set()
         self._asked: dict[str, Any] = {}
         """The answers of nodes that have not answered yet, by id."""
+        self._refused: dict[str, float] = {}
+        """When nodes answered badly, by id: what they lacked may come."""
         self._strangers: list[str] = []
         """Living nodes that are not proven, by id."""
         self._looked = 0.0
@@ -191,14 +195,22 @@ class Members:
             self._asked[node.id] = self._ask(node, proof)
             return
         answer = self._asked[node.id]
-        if answer is None or not _answered(answer):
+        if answer is None:
+            if time.monotonic() - self._refused[node.id] > _REFUSED_SECONDS:
+                self._asked[node.id] = self._ask(node, proof)
+            return
+        if not _answered(answer):
             return
         words = _answer(answer)
         self._asked[node.id] = None
         if words:
-            self.news.append(f"no trial runs on {node.name}, which joined the cluster: it {words}")
-        else:
-            self._proven.add(node.id)
+            if node.id not in self._refused:
+                self.news.append(f"no trial runs on {node.name}, which joined the cluster: it {words}")
+            self._refused[node.id] = time.monotonic()
+            return
+        if node.id in self._refused:
+            self.news.append(f"trials run on {node.name}: it has now what it lacked")
+        self._proven.add(node.id)
 
     def _ask(self, node: cluster.Node, proof: Proof) -> Any:
         """A task on `node` that tells what it lacks."""
@@ -223,10 +235,13 @@ def _made_proof(folder: Path) -> Iterator[Proof]:
         store = found[0]
         try:
             store.put(key, content)
-            yield Proof(folder / key, content, store, key)
-            store.delete([key])
         except OSError as error:
             raise InputError(unreachable(store, error)) from error
+        try:
+            yield Proof(folder / key, content, store, key)
+        finally:
+            with suppress(OSError):
+                store.delete([key])
         return
     place = next(path for path in (folder, *folder.parents) if path.is_dir())
     content = secrets.token_hex(16).encode()

@@ -174,8 +174,9 @@ class StoreCopy:
             thread.join()
         if self._lost is not None:
             return
-        if not self._told:
-            for problem in self.flush(patience=0.0):
+        told = self._told
+        for problem in self.flush(patience=0.0):
+            if not told:
                 say(problem, sys.stderr)
         with suppress(OSError):
             if self._other() is None:
@@ -221,7 +222,10 @@ class StoreCopy:
 
     def _copy_files(self) -> None:
         """In the order in which they were written, for the store's clock is all that others see."""
-        files = {path: path.stat() for path in self._files()}
+        files = {}
+        for path in self._files():
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                files[path] = path.stat()
         for path, now in sorted(files.items(), key=lambda item: item[1].st_mtime_ns):
             if self._seen.get(path) != (now.st_size, now.st_mtime_ns):
                 with suppress(FileNotFoundError):
