@@ -49,8 +49,8 @@ def test_a_plan_measures_and_starts_nothing(tmp_path, pack):
     assert all(int(trials) * int(threads) <= cpus for trials, threads in layouts)
     assert ("1", str(cpus)) in layouts or pack == "fixed"
     assert probe.count("(chosen)") == (len(layouts) > 1)
-    # 4.5 trials of each arm, of which the best goes on; six and a half epochs each.
-    assert rungs.splitlines()[1] == "  fusion   epoch 1: 4.5, epoch 3: 1.0; about 6 of 14 epochs"
+    # 4.5 trials of each arm, of which one in four goes on for two epochs more.
+    assert rungs.splitlines()[1] == "  fusion   epoch 1: 4.5, epoch 3: 1.1; about 7 of 14 epochs"
     names = [line.split()[0] for line in cost.splitlines()[1:]]
     assert names == ["hours", "GPU-hours", "CPU-hours", "memory", "disk"]
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}

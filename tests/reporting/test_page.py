@@ -237,7 +237,7 @@ def test_rungs_and_seed_are_those_of_the_space_as_run():
     def session(text):
         return chronicle_of(search, space=text).sessions[0]
 
-    assert settings_run.rungs(search, session("search: {}\n")) == (1,)
+    assert settings_run.rungs(search, session("search: {}\n")) == (1, 4)
     assert settings_run.rungs(search, session("asha: {grace_epochs: 2, reduction_factor: 2}\n")) == (2, 4, 8)
     assert settings_run.rungs(search, session("search: {scheduler: none}\n")) == ()
     assert settings_run.rungs(make_search(), session("search: {}\n")) == ()
