@@ -45,6 +45,12 @@ def contender(name, sampler, scheduler, defaults="none", *, habit=False, papers=
     return Contender(name, search, asha, habit=habit, papers=papers)
 
 
+def shipped(name, *, papers=False, stop="never", **asha):
+    """A search with the defaults, but for what is named."""
+    search = SearchSettings(stop=stop).model_dump(include=CHOSEN)
+    return Contender(name, search, AshaSettings(**asha).model_dump(), papers=papers)
+
+
 LOSS = {"compare": "val_loss"}
 DEFAULTS = "the defaults"
 BEFORE = "TPE + ASHA, untuned defaults trained first (the defaults of before)"
@@ -60,15 +66,10 @@ CONTENDERS = [
     contender("TPE + Hyperband by loss", "tpe", "hyperband", **LOSS),
     contender("TPE + learning curves", "tpe", "curves"),
     contender("TPE + PASHA by loss", "tpe", "pasha", **LOSS),
-    contender(GREEDY, "tpe", "promotion", "judged", reduction_factor=15, **LOSS),
+    shipped(GREEDY, reduction_factor=15),
     contender("TPE, one epoch for all, then the best", "tpe", "one-then-best", **LOSS),
-    Contender(DEFAULTS, SearchSettings().model_dump(include=CHOSEN), AshaSettings().model_dump()),
-    Contender(
-        "the defaults, the papers' pairs first",
-        SearchSettings().model_dump(include=CHOSEN),
-        AshaSettings().model_dump(),
-        papers=True,
-    ),
+    shipped(DEFAULTS),
+    shipped("the defaults, the papers' pairs first", papers=True),
 ]
 CHECKED = ["random", "random + ASHA", BEFORE, DEFAULTS]
 """Contenders that also search the second table; they are drawn as well."""
@@ -197,8 +198,7 @@ def figures(found):
 def whole(options):
     """What searches of `TRIALS` trials spend and return, two trials at once."""
     ways = [one for one in CONTENDERS if one.name in WHOLE]
-    settings = SearchSettings().model_dump(include=CHOSEN) | {"stop": "auto"}
-    ways.append(Contender(STOPPING, settings, AshaSettings().model_dump()))
+    ways.append(shipped(STOPPING, stop="auto"))
     for table in TABLES:
         for one in ways:
             ended = replace(one, trials=TRIALS)

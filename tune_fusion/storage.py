@@ -293,13 +293,14 @@ def pull(folder: Path) -> None:
         return
     store, key = found
     try:
-        for name, entry in store.entries(key).items():
+        entries = store.entries(key)
+        for name, entry in entries.items():
             parts = name.split("/")
             if JOURNAL in parts[:-1] or not APART.isdisjoint(parts) or parts[-1].startswith("."):
                 continue
             _pull_file(store, f"{key}/{name}", folder / name, entry)
         for place in ("", "confirmation/"):
-            content = _journal(store, key, place)
+            content = _journal(store, key, place, entries)
             if content:
                 _pull_journal(folder / place / f"{JOURNAL}.jsonl", content)
     except OSError as error:
@@ -321,14 +322,14 @@ def journal_key(offset: int) -> str:
     return f"{JOURNAL}/{offset:015d}.jsonl"
 
 
-def _journal(store: Store, key: str, place: str) -> bytes:
-    """The journal whose parts lie in `place`; its driver may be joining them meanwhile."""
+def _journal(store: Store, key: str, place: str, entries: Iterable[str]) -> bytes:
+    """The journal whose parts lie in `place`, by a listing; its driver may be joining them meanwhile."""
     for _ in range(_LISTINGS):
-        names = [name for name in store.entries(key) if name.startswith(f"{place}{JOURNAL}/")]
+        names = [name for name in entries if name.startswith(f"{place}{JOURNAL}/")]
         try:
             return _joined(store, key, names)
         except FileNotFoundError:
-            continue
+            entries = store.entries(key)
     raise OSError(f"{key}: its journal changes faster than it can be read")
 
 

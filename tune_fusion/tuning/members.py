@@ -191,18 +191,16 @@ class Members:
         """Ask a node that is new, and take what one has answered."""
         if node.id in self._proven:
             return
-        if node.id not in self._asked:
-            self._asked[node.id] = self._ask(node, proof)
-            return
-        answer = self._asked[node.id]
+        answer = self._asked.get(node.id)
         if answer is None:
-            if time.monotonic() - self._refused[node.id] > _REFUSED_SECONDS:
+            refused = self._refused.get(node.id)
+            if refused is None or time.monotonic() - refused > _REFUSED_SECONDS:
                 self._asked[node.id] = self._ask(node, proof)
             return
         if not _answered(answer):
             return
         words = _answer(answer)
-        self._asked[node.id] = None
+        del self._asked[node.id]
         if words:
             if node.id not in self._refused:
                 self.news.append(f"no trial runs on {node.name}, which joined the cluster: it {words}")
