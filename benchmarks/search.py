@@ -54,8 +54,7 @@ def shipped(name, *, papers=False, stop="never", **asha):
 LOSS = {"compare": "val_loss"}
 DEFAULTS = "the defaults"
 BEFORE = "TPE + ASHA, untuned defaults trained first (the defaults of before)"
-GREEDY = "the defaults, but of 15 one"
-STOPPING = "the defaults with stop: auto"
+ROUNDS = "random, one epoch for all, then the best"
 CONTENDERS = [
     contender("random", "random", "none"),
     contender("TPE", "tpe", "none"),
@@ -65,16 +64,20 @@ CONTENDERS = [
     contender(BEFORE, "tpe", "asha", "trained"),
     contender("TPE + Hyperband by loss", "tpe", "hyperband", **LOSS),
     contender("TPE + learning curves", "tpe", "curves"),
-    contender("TPE + PASHA by loss", "tpe", "pasha", **LOSS),
-    shipped(GREEDY, reduction_factor=15),
-    contender("TPE, one epoch for all, then the best", "tpe", "one-then-best", **LOSS),
+    contender("random + PASHA by loss", "random", "pasha", **LOSS),
+    contender(ROUNDS, "random", "one-then-best", **LOSS),
     shipped(DEFAULTS),
     shipped("the defaults, the papers' pairs first", papers=True),
 ]
 CHECKED = ["random", "random + ASHA", BEFORE, DEFAULTS]
 """Contenders that also search the second table; they are drawn as well."""
-WHOLE = [BEFORE, DEFAULTS, GREEDY]
-"""Contenders whose searches are looked at when they have ended, beside the one that may stop itself."""
+WHOLE = [
+    *(one for one in CONTENDERS if one.name in (BEFORE, ROUNDS, DEFAULTS)),
+    shipped("the defaults, but of 10 one", reduction_factor=10),
+    shipped("the defaults, but of 15 one", reduction_factor=15),
+    shipped("the defaults with stop: auto", stop="auto"),
+]
+"""Contenders whose searches are looked at when they have ended."""
 TRIALS = 48
 """Of such a search, as in the shipped spaces for two cores."""
 
@@ -149,7 +152,7 @@ def hits(one: Verdict):
 @style.styled
 def picture(found, path):
     """Anytime curves: the median of the regret and its quartiles over the epochs trained, for 2 slots."""
-    figure = Canvas(figsize=(10, 4.2), layout="constrained", facecolor="white")
+    figure = Canvas(figsize=(10, 4.6), layout="constrained", facecolor="white")
     colors = [style.MUTED, "#CC79A7", style.ARM_COLORS["control"], style.ARM_COLORS["fusion"]]
     for index, table in enumerate(TABLES, 1):
         axes = figure.add_subplot(1, len(TABLES), index)
@@ -166,7 +169,7 @@ def picture(found, path):
         axes.set(title=table, xlabel="epochs trained, all trials together", ylim=(0, 8), xlim=(1, BUDGET))
         if index == 1:
             axes.set_ylabel("regret (points of accuracy)")
-            axes.legend(loc="upper right")
+            figure.legend(loc="outside lower center", ncols=2)
     path.write_bytes(style.png(style.Drawn("search", "search", figure, "")))
 
 
@@ -179,7 +182,15 @@ def figures(found):
             chance = found[table, slots, "random"]
             median, theirs = ours.quartiles()[1], rival.quartiles()[1]
             where = f"{table}, {slots} at once"
-            yield Figure(f"epochs to the goal, {where}", median, "epochs", 0.15 * grid, runs=len(ours.hits))
+            interval = "95 % interval {:.0f} to {:.0f}"
+            yield Figure(
+                f"epochs to the goal, {where}",
+                median,
+                "epochs",
+                0.15 * grid,
+                runs=len(ours.hits),
+                note=interval.format(*ours.median_interval()),
+            )
             yield Figure(
                 f"part of random + ASHA's, {where}",
                 median / min(theirs, BUDGET),
@@ -189,18 +200,22 @@ def figures(found):
                 if math.isfinite(theirs)
                 else f"of the {BUDGET} epochs in which that did not get there",
             )
-            worse = (ours.regret.mean(0) - chance.regret.mean(0))[np.isfinite(chance.regret.mean(0))]
+            # Before the first epoch has ended in all searches there is no mean.
+            seen = np.isfinite(ours.regret).all(0) & np.isfinite(chance.regret).all(0)
+            worse = np.where(seen, ours.regret.mean(0) - chance.regret.mean(0), 0.0)
             yield Figure(
-                f"most that its mean regret exceeds random's, {where}", 100 * worse.max(), "points", 0.0
+                f"most that its mean regret exceeds random's, {where}",
+                100 * worse.max(),
+                "points",
+                0.0,
+                note=f"last after epoch {np.flatnonzero(worse > 0).max() + 1}" if worse.max() > 0 else "",
             )
 
 
 def whole(options):
     """What searches of `TRIALS` trials spend and return, two trials at once."""
-    ways = [one for one in CONTENDERS if one.name in WHOLE]
-    ways.append(shipped(STOPPING, stop="auto"))
     for table in TABLES:
-        for one in ways:
+        for one in WHOLE:
             ended = replace(one, trials=TRIALS)
             # Nobody trains more.
             most = TRIALS * EPOCHS

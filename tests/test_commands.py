@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from tune_fusion import commands, search, train
 from tune_fusion.errors import InputError, TuneFusionError
-from tune_fusion.tuning.interruption import Interrupted
 
 QUICK = ["--space", "digits", "--set", "data.limit=200", "--set", "training.batch_size=32", "--epochs", "1"]
 FUSION = {
@@ -100,7 +99,7 @@ def fail(error):
         (fail(InputError("what, where, rule")), 2, "made: what, where, rule\n"),
         (fail(TuneFusionError("diverged")), 1, "made: diverged\n"),
         (fail(KeyboardInterrupt()), 130, "made: interrupted before anything was written\n"),
-        (fail(Interrupted(15)), 143, "made: interrupted before anything was written\n"),
+        (fail(commands.Interrupted(signal.SIGTERM)), 143, "made: interrupted before anything was written\n"),
     ],
     ids=["done", "failed", "bad input", "error", "Ctrl-C", "SIGTERM"],
 )
@@ -111,15 +110,25 @@ def test_how_a_command_ends(capsys, body, code, message):
     assert capsys.readouterr() == ("", message)
 
 
-def test_a_command_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
-    script = tmp_path / "made.py"
-    script.write_text(
+@pytest.fixture
+def started(tmp_path):
+    """Starts Python on some lines, with both of its outputs open to read."""
+
+    def start(lines):
+        script = tmp_path / "made.py"
+        script.write_text(lines)
+        return subprocess.Popen(
+            [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def test_a_command_goes_on_when_nobody_reads_its_output_any_more(started):
+    with started(
         "import sys\nfrom tune_fusion import commands\n"
         "for number in range(20000):\n    commands.say(f'line {number}')\n"
         "commands.say('done', sys.stderr)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "line 0\n"
         process.stdout.close()
@@ -128,15 +137,11 @@ def test_a_command_goes_on_when_nobody_reads_its_output_any_more(tmp_path):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_command_with_one_line(tmp_path, signum, code):
-    script = tmp_path / "made.py"
-    script.write_text(
+def test_a_signal_ends_a_command_with_one_line(started, signum, code):
+    with started(
         "import time\nfrom tune_fusion import commands\n"
         "def body():\n    commands.say('begun')\n    time.sleep(60)\n"
         "commands.run('made', body)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signum)

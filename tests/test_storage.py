@@ -280,6 +280,46 @@ def test_a_dead_drivers_search_is_taken_over(here, monkeypatch, host):
     assert store_at(here).get("first/.claim") is None
 
 
+STRANGE = [b"{", b"[]", b'{"token": 1, "beat": 0}', b'{"token": "x", "beat": 0, "holder": {"host": "far"}}']
+
+
+@pytest.mark.parametrize("claim", STRANGE)
+def test_what_is_no_claim_is_overwritten_when_it_does_not_change(here, monkeypatch, claim):
+    monkeypatch.setattr(store_copy, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(store_copy, "_WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(store_copy, "_BEAT_SECONDS", 0.1)
+    store = store_at(here)
+    store.put("first/.claim", claim)
+    with kept(here / "first"):
+        ours = store.get("first/.claim")
+        assert ours != claim
+        # Nor does it end the thread that keeps the claim.
+        store.put("first/.claim", claim)
+        deadline = time.monotonic() + 20
+        while (found := store.get("first/.claim")) in (claim, ours) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert found not in (claim, ours)
+    assert store.get("first/.claim") is None
+
+
+def test_a_claim_that_nobody_can_read_but_somebody_keeps_is_heeded(here, monkeypatch):
+    monkeypatch.setattr(store_copy, "_LOOK_SECONDS", 0.1)
+    beats = iter(range(100))
+    monkeypatch.setattr(StoreCopy, "_claimed", lambda self: b"a later version's %d" % next(beats))
+    with pytest.raises(InputError, match="whose claim this version does not understand"), kept(here / "x"):
+        pass
+
+
+def test_a_claim_is_given_up_where_the_search_cannot_be_brought(here):
+    store = store_at(here)
+    begin(here / "first", b"one")
+    store.put(f"first/{journal_key(0)}", b"one\n")
+    store.put(f"first/{journal_key(9)}", b"late\n")
+    with pytest.raises(InputError, match="a part of the journal is missing"), kept(here / "first"):
+        pass
+    assert store.get("first/.claim") is None
+
+
 def test_one_that_is_taken_over_writes_no_more(here, monkeypatch):
     monkeypatch.setattr(store_copy, "_BEAT_SECONDS", 0.1)
     folder = here / "first"

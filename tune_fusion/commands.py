@@ -278,14 +278,16 @@ def become(command: str, arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", command, *arguments])
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM asked the command to stop."""
+class Interrupted(KeyboardInterrupt):
+    """The person or the system asked the command to stop. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
 
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signum)
 
 
 def run(command: str, body: Callable[[], int]) -> NoReturn:
@@ -293,7 +295,7 @@ def run(command: str, body: Callable[[], int]) -> NoReturn:
 
     So does Ctrl-C, and SIGTERM: exit codes 130 and 143.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = body()
     except TuneFusionError as error:

@@ -1,9 +1,11 @@
+from typing import get_args
+
 import pytest
 from made_tables import make_table, write_table
 
 from tune_fusion.errors import InputError
 from tune_fusion.replay.__main__ import _parser, main
-from tune_fusion.replay.contenders import Contender
+from tune_fusion.replay.contenders import REPLAY_ONLY, Contender
 from tune_fusion.replay.judge import judge
 from tune_fusion.space.settings import AshaSettings, SearchSettings
 
@@ -46,12 +48,30 @@ def test_it_replays_a_searchs_defaults_unless_told_otherwise(table):
         (["--scheduler", "promote"], "--scheduler promote: did you mean 'promotion'?"),
         (["--compare", "loss"], "--compare loss: did you mean 'val_loss'?"),
         (["--reduction-factor", "1"], "--reduction-factor 1: needs a whole number >= 2"),
+        (
+            ["--slots", "1000000"],
+            "--slots 1000000: each would have less than one of --epochs 300; at most 300",
+        ),
+        (
+            ["--grace-epochs", "4"],
+            "--grace-epochs 4: the trials of --table TABLE have 4 epochs; at most 3",
+        ),
     ],
 )
-def test_what_it_does_not_know_is_refused_with_the_nearest_word(words, message, table):
+def test_what_cannot_be_is_refused(words, message, table):
     with pytest.raises(InputError) as error:
         main(["--table", str(table), *words])
-    assert str(error.value) == message
+    assert str(error.value).replace(str(table), "TABLE") == message
+
+
+def test_its_help_has_every_word(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for name in ("sampler", "scheduler", "defaults", "stop"):
+        for word in (*get_args(SearchSettings.model_fields[name].annotation), *REPLAY_ONLY.get(name, ())):
+            assert word in said
+    assert all(word in said for word in get_args(AshaSettings.model_fields["compare"].annotation))
 
 
 def test_a_table_of_ranges_has_no_grid(table):

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tune_fusion.tuning.interruption import Interrupted, Interruption
+from tune_fusion.commands import Interrupted
+from tune_fusion.tuning.interruption import Interruption
 
 BOTH = pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
@@ -22,7 +23,8 @@ def process():
     def start(body, *, after=""):
         script = (
             "import os, signal, sys, time\n"
-            "from tune_fusion.tuning.interruption import Interrupted, Interruption\n"
+            "from tune_fusion.commands import Interrupted\n"
+            "from tune_fusion.tuning.interruption import Interruption\n"
             "def say(word):\n    print(word, flush=True)\n"
             # Short sleeps: a signal that comes right before a long one would be heeded only after it.
             "def wait():\n    say('ready')\n    for _ in range(3000): time.sleep(0.01)\n"

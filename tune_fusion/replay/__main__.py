@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "reduction_factor": options.reduction_factor,
         "compare": _known("compare", options.compare, AshaSettings),
     }
+    if options.slots > options.epochs:
+        raise InputError(
+            f"--slots {options.slots}: each would have less than one of --epochs {options.epochs}; "
+            f"at most {options.epochs}"
+        )
     table = table_of(options.table)
     _check(table, options)
     contender = Contender("", search, asha)
@@ -59,17 +64,30 @@ def _parser() -> commands.Parser:
         "--table", type=Path, required=True, metavar="FILE", help="benchmarks/data/*.jsonl.gz"
     )
     parser.add_argument(
-        "--sampler", default="tpe", metavar="NAME", help="search.sampler, or gp (%(default)s)"
+        "--sampler", default="tpe", metavar="NAME", help="tpe, random, grid or gp (%(default)s)"
     )
     parser.add_argument(
         "--scheduler",
         default="promotion",
         metavar="NAME",
-        help="search.scheduler, or pasha, one-then-best, three-then-best (%(default)s)",
+        help="promotion, asha, hyperband, curves, none or pasha; or one-then-best or three-then-best, "
+        "which have no rungs (%(default)s)",
     )
-    parser.add_argument("--defaults", default="judged", metavar="WORD", help="search.defaults (%(default)s)")
-    parser.add_argument("--stop", default="never", metavar="WORD", help="search.stop (%(default)s)")
-    parser.add_argument("--compare", default="val_loss", metavar="WORD", help="asha.compare (%(default)s)")
+    parser.add_argument(
+        "--defaults",
+        default="judged",
+        metavar="WORD",
+        help="untuned defaults come first: judged, trained or none (%(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        default="never",
+        metavar="WORD",
+        help="searches that end by themselves: never, auto (%(default)s)",
+    )
+    parser.add_argument(
+        "--compare", default="val_loss", metavar="WORD", help="by what: val_loss, metric (%(default)s)"
+    )
     parser.add_argument(
         "--grace-epochs",
         type=commands.natural,
@@ -116,9 +134,16 @@ def _known(name: str, value: str, settings: type[BaseModel]) -> str:
 
 
 def _check(table: Table, options: Namespace) -> None:
-    """InputError where the table does not tell how large the noise is, or has no grid and was to have one."""
+    """InputError where the table does not tell how large the noise is, or lacks what was asked for."""
+    from tune_fusion.space.domain import largest
     from tune_fusion.space.sampling import grid_parameters
 
+    longest = int(largest(table.space.training["epochs"]))
+    if options.grace_epochs >= longest:
+        raise InputError(
+            f"--grace-epochs {options.grace_epochs}: the trials of --table {options.table} have {longest} "
+            f"epochs; at most {longest - 1}"
+        )
     try:
         _ = table.noise
         if options.sampler == "grid":

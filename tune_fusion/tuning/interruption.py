@@ -12,20 +12,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from tune_fusion.commands import INTERRUPTED
+from tune_fusion.commands import INTERRUPTED, Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `timeout` and other wrappers send a signal to the process and to its group: so soon it is the same request.
 _SAME_REQUEST_SECONDS = 0.05
 _SHOW_CURSOR = b"\x1b[?25h\r\n"
-
-
-class Interrupted(KeyboardInterrupt):
-    """The person or the system asked the command to stop. `exit_code` is 130 for Ctrl-C, 143 for SIGTERM."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
 
 
 class Interruption:

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tune_fusion.commands import Interrupted
 from tune_fusion.errors import TuneFusionError
 from tune_fusion.events import Session, Status
 from tune_fusion.passwords import redact
@@ -37,7 +38,7 @@ from tune_fusion.tuning import cluster, facts
 from tune_fusion.tuning.bridge import Trouble, run_trials
 from tune_fusion.tuning.delivering import acknowledgement, delivered, figure_files, result_files, tags
 from tune_fusion.tuning.engine import Engine
-from tune_fusion.tuning.interruption import Interrupted, Interruption
+from tune_fusion.tuning.interruption import Interruption
 from tune_fusion.tuning.kept_files import FileKeeper
 from tune_fusion.tuning.members import Members, Proof
 from tune_fusion.tuning.opening import Opened

@@ -14,15 +14,16 @@ write one more part of the journal before it looks at its claim again.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from tune_fusion.commands import say
 from tune_fusion.errors import InputError, TuneFusionError
@@ -39,6 +40,20 @@ _BEAT_SECONDS, _WATCH_SECONDS, _SETTLED_SECONDS = 5.0, 20.0, 1.0
 _MANY_PARTS = 100
 # For how long a search that ends waits for a store that does not answer.
 _LAST_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a driver keeps writing into the store."""
+
+    token: str
+    """Of this driver, at random."""
+    beat: int
+    """How often it has written."""
+    holder: Holder
+
+
+_CLAIMS = TypeAdapter(_Claim)
 _RUNNING: dict[Path, StoreCopy] = {}
 """The copies that this process keeps up to date, by the search's folder."""
 
@@ -96,26 +111,37 @@ class StoreCopy:
     def claim(self) -> None:
         """Become the search's only driver; InputError where it has one."""
         try:
-            holder = self._holder()
-            if holder is not None and not is_gone(holder):
-                before = self._claimed()
-                until = time.monotonic() + _WATCH_SECONDS
-                while time.monotonic() < until:
-                    time.sleep(_LOOK_SECONDS)
-                    if self._claimed() not in (before, b""):
-                        raise InputError(
-                            f"{self._key} is being run by {holder}; wait for it, or stop it there"
-                        )
+            self._watch()
             self._renew()
-            time.sleep(_SETTLED_SECONDS)
-            other = self._other()
-            if other is not None:
-                raise InputError(f"{self._key} is being run by {other}; wait for it, or stop it there")
-            # Its last driver may have copied something since this one looked.
-            pull(self._folder)
-            self._know()
+            try:
+                time.sleep(_SETTLED_SECONDS)
+                other = self._other()
+                if other is not None:
+                    raise self._refusal(other)
+                # Its last driver may have copied something since this one looked.
+                pull(self._folder)
+                self._know()
+            except BaseException:
+                self._release()
+                raise
         except OSError as error:
             raise InputError(unreachable(self._store, error)) from error
+
+    def _watch(self) -> None:
+        """InputError where somebody's claim is kept; one that nobody can read may be a newer version's."""
+        content = self._claimed()
+        claim = _claim(content)
+        if not content or (claim is not None and is_gone(claim.holder)):
+            return
+        until = time.monotonic() + _WATCH_SECONDS
+        while time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+            if self._claimed() not in (content, b""):
+                raise self._refusal(None if claim is None else claim.holder)
+
+    def _refusal(self, holder: Holder | None) -> InputError:
+        who = "a driver whose claim this version does not understand" if holder is None else holder
+        return InputError(f"{self._key} is being run by {who}; wait for it, or stop it there")
 
     def start(self) -> None:
         """Begin to copy."""
@@ -178,6 +204,10 @@ class StoreCopy:
         for problem in self.flush(patience=0.0):
             if not told:
                 say(problem, sys.stderr)
+        self._release()
+
+    def _release(self) -> None:
+        """Delete the claim, if it is ours."""
         with suppress(OSError):
             if self._other() is None:
                 self._store.delete([self._at(_CLAIM)])
@@ -296,22 +326,24 @@ class StoreCopy:
 
     def _renew(self) -> None:
         self._beat += 1
-        claim = {"token": self._token, "beat": self._beat, "holder": asdict(ourselves())}
-        self._store.put(self._at(_CLAIM), json.dumps(claim).encode())
+        claim = _Claim(self._token, self._beat, ourselves())
+        self._store.put(self._at(_CLAIM), _CLAIMS.dump_json(claim))
 
     def _claimed(self) -> bytes:
         return self._store.get(self._at(_CLAIM)) or b""
 
-    def _holder(self) -> Holder | None:
-        content = self._claimed()
-        return Holder(**json.loads(content)["holder"]) if content else None
-
     def _other(self) -> Holder | None:
-        """Whoever else claims the search now."""
-        content = self._claimed()
-        if not content or json.loads(content)["token"] == self._token:
-            return None
-        return Holder(**json.loads(content)["holder"])
+        """Whoever else claims the search now; what is no claim is nobody's, and is overwritten."""
+        claim = _claim(self._claimed())
+        return None if claim is None or claim.token == self._token else claim.holder
+
+
+def _claim(content: bytes) -> _Claim | None:
+    """The claim; None where there is none, or not one of this version's."""
+    try:
+        return _CLAIMS.validate_json(content)
+    except ValidationError:
+        return None
 
 
 def _whole(path: Path) -> int:
