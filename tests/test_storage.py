@@ -339,6 +339,16 @@ def test_one_that_is_taken_over_writes_no_more(here, monkeypatch):
     assert store_at(here).get("first/.claim") == claim_of("far")
 
 
+def test_googles_client_gives_up_soon(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path))
+    uri = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:9&scheme=http"
+    assert storage._bounded(uri) == f"{uri}&retry_limit_seconds=5"
+    assert storage._bounded("gs://bucket/x") == "gs://bucket/x?retry_limit_seconds=5"
+    assert storage._bounded(f"{uri}&retry_limit_seconds=1") == f"{uri}&retry_limit_seconds=1"
+    with pytest.raises(InputError, match=r"^--storage gs://.*: google::cloud::Status\(UNAVAILABLE"):
+        find_run(storage.working_copy(f"{uri}&retry_limit_seconds=1"), "first", "--resume")
+
+
 def test_a_store_that_does_not_answer_is_told_without_its_password(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path))
     here = storage.working_copy("s3://key:geheim@bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x")

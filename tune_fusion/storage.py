@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 from tune_fusion.errors import InputError, TuneFusionError
 from tune_fusion.folders import cache_root
@@ -41,6 +42,7 @@ JOURNAL = "journal"
 APART = frozenset({"checkpoints", "weights"})
 """Folders whose files come and go with trials, on whichever machine those are trained."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_GOOGLE_SECONDS = 5
 # How often a journal is looked at anew whose driver joins its parts meanwhile.
 _LISTINGS = 5
 
@@ -77,7 +79,7 @@ class Store:
         """The file system, and the path in it."""
         from pyarrow.fs import FileSystem
 
-        system, path = FileSystem.from_uri(self.uri)
+        system, path = FileSystem.from_uri(_bounded(self.uri))
         return system, path.rstrip("/")
 
     def at(self, *names: str) -> str:
@@ -162,6 +164,14 @@ class Store:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _bounded(uri: str) -> str:
+    """Without a limit Google's client tries again for a quarter of an hour, silent and deaf to signals."""
+    address = urlsplit(uri)
+    if address.scheme not in ("gs", "gcs") or "retry_limit_seconds" in parse_qs(address.query):
+        return uri
+    return f"{uri}{'&' if address.query else '?'}retry_limit_seconds={_GOOGLE_SECONDS}"
 
 
 _STORES: dict[Path, Store] = {}
