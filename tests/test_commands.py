@@ -149,6 +149,24 @@ def test_a_signal_ends_a_command_with_one_line(started, signum, code):
     assert process.returncode == code
 
 
+def test_no_message_has_a_password(capsys):
+    with pytest.raises(SystemExit):
+        commands.run("made", fail(InputError("NAME 's3://key:geheim@bucket/x': is no name")))
+    with pytest.raises(SystemExit):
+        parser().parse(["--seed", "s3://key:geheim@bucket/x"])
+    err = capsys.readouterr().err
+    assert "geheim" not in err
+    assert err.count("s3://key:***@bucket/x") == 2
+
+
+def test_a_store_that_lacks_a_slash_is_no_folder():
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=r"neither a store .* nor clearly a folder \(\./s3:/b\)"
+    ):
+        commands.storage_folder("s3:/b")
+    assert commands.storage_folder("./s3:/b") == Path("s3:/b")
+
+
 def test_a_mistake_of_ours_is_not_dressed_up_as_the_users():
     with pytest.raises(ZeroDivisionError):
         commands.run("made", fail(ZeroDivisionError()))

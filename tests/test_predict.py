@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from object_store import PASSWORD, object_store
 from PIL import Image
 
 import tune_fusion
@@ -122,6 +123,21 @@ def test_an_image_named_twice_has_one_line(run, capsys):
 def test_bad_input(run, model, image, message):
     with pytest.raises(tune_fusion.errors.InputError, match=message):
         main([str(run / model), str(run / image)])
+
+
+def test_a_store_is_asked_for_a_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "cache"))
+    with object_store() as store:
+        for uri, message in {
+            store.uri("se/frist"): "argument MODEL: NAME frist: s3://key:***@bucket/se?",
+            store.uri("se"): "argument MODEL: NAME se: s3://key:***@bucket?",
+            store.uri("").replace("/?", "?"): "names no search: one in a store is URI/NAME",
+        }.items():
+            with pytest.raises(SystemExit):
+                main([uri, "photo.png"])
+            err = capsys.readouterr().err
+            assert message in err
+            assert PASSWORD not in err
 
 
 def test_help_imports_nothing_heavy():

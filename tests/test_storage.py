@@ -73,6 +73,12 @@ def test_a_mere_folder_is_in_no_store(tmp_path):
     push([tmp_path / "nothing"])
 
 
+@pytest.mark.parametrize("path", ["bucket//x", "bucket/x/../y", "bucket/./x"])
+def test_a_path_in_a_store_is_plain(path):
+    with pytest.raises(InputError, match=r"has no empty part, no '\.' and no '\.\.'"):
+        storage.working_copy(f"s3://{path}?region=x")
+
+
 @pytest.mark.parametrize("uri", ["s4://bucket/x", "s3://", "nonsense://"])
 def test_what_is_no_store(uri):
     with pytest.raises(InputError):
@@ -197,6 +203,7 @@ def test_a_journal_is_read_while_its_driver_joins_the_parts(here, monkeypatch):
 
 def test_what_was_written_here_after_the_store_had_gone_stays(here, monkeypatch):
     folder = here / "first"
+    store_at(here).put(f"first/{journal_key(0)}", b"one\n")
     store_at(here).put("first/result.json", b"older")
     folder.mkdir(parents=True)
     later = time.time() + 60
@@ -287,19 +294,39 @@ STRANGE = [b"{", b"[]", b'{"token": 1, "beat": 0}', b'{"token": "x", "beat": 0, 
 def test_what_is_no_claim_is_overwritten_when_it_does_not_change(here, monkeypatch, claim):
     monkeypatch.setattr(store_copy, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(store_copy, "_WATCH_SECONDS", 0.5)
-    monkeypatch.setattr(store_copy, "_BEAT_SECONDS", 0.1)
     store = store_at(here)
     store.put("first/.claim", claim)
     with kept(here / "first"):
-        ours = store.get("first/.claim")
-        assert ours != claim
-        # Nor does it end the thread that keeps the claim.
-        store.put("first/.claim", claim)
-        deadline = time.monotonic() + 20
-        while (found := store.get("first/.claim")) in (claim, ours) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert found not in (claim, ours)
+        assert store.get("first/.claim") != claim
     assert store.get("first/.claim") is None
+
+
+@pytest.mark.parametrize(
+    ("claim", "who"),
+    [
+        (None, "a driver that has ended"),
+        (b"{", "a driver whose claim this version does not understand"),
+        (b"theirs", "pid 7 on far since "),
+    ],
+)
+def test_one_that_was_suspended_looks_at_its_claim_before_it_writes(here, monkeypatch, claim, who):
+    monkeypatch.setattr(store_copy, "_LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(store_copy, "_BEAT_SECONDS", 3600.0)
+    folder, store = here / "first", store_at(here)
+    begin(folder, b"one")
+    with kept(folder):
+        ours = store_copy._RUNNING[folder]
+        ours.flush()
+        if claim is None:
+            store.delete(["first/.claim"])
+        else:
+            store.put("first/.claim", claim_of("far") if claim == b"theirs" else claim)
+        begin(folder, b"two")
+        ours._renewed -= 60
+        with pytest.raises(storage.TuneFusionError, match=f"first was taken over by {who}"):
+            ours.flush()
+    assert store.get(f"first/{journal_key(0)}") == b"one\n"
+    assert store.get(f"first/{journal_key(4)}") is None
 
 
 def test_a_claim_that_nobody_can_read_but_somebody_keeps_is_heeded(here, monkeypatch):

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,12 +16,14 @@ from typing import Any, NoReturn, TextIO
 from urllib.parse import unquote, urlsplit
 
 from tune_fusion.errors import InputError, TuneFusionError, suggest
-from tune_fusion.storage import pull, working_copy
+from tune_fusion.passwords import redact
 from tune_fusion.storage import typed as typed_storage
+from tune_fusion.storage import working_copy
 
 DEFAULT_STORAGE = Path("runs")
 DEFAULT_TRACKING = "sqlite:///mlflow.db"
 INTERRUPTED = "interrupted before anything was written"
+_LOST_SLASH = re.compile(r"(?:s3|gs|gcs|abfss?|hdfs|file):")
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message` and exit."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {redact(message)}\n")
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """The parsed arguments; an unknown option is answered with the nearest one."""
@@ -102,7 +105,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """The option that says where searches are kept; all commands share it."""
     parser.add_argument(
         "--storage",
-        type=_folder,
+        type=storage_folder,
         default=DEFAULT_STORAGE,
         metavar="DIR|URI",
         help="where searches are kept: a folder, which all nodes of a cluster share, or a store: "
@@ -177,11 +180,15 @@ def add_confirmation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--register", metavar="MODEL", help="register the winner's MLflow model by this name")
 
 
-def _folder(text: str) -> Path:
+def storage_folder(text: str) -> Path:
     """An argument that must name a folder, or a store: then it is the folder of the working copies."""
     if not text.strip():
         raise argparse.ArgumentTypeError("needs the path of a folder, got an empty text")
     if "://" not in text:
+        if _LOST_SLASH.match(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither a store (s3://BUCKET/PATH) nor clearly a folder (./{text})"
+            )
         return Path(text)
     address = urlsplit(text)
     if address.scheme == "file" and address.netloc in ("", "localhost") and address.path:
@@ -190,20 +197,6 @@ def _folder(text: str) -> Path:
         return working_copy(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def search_folder(text: str) -> Path:
-    """An argument that must name a folder, or a search in a store: then it is brought from there."""
-    if "://" not in text:
-        return Path(text)
-    head, mark, query = text.partition("?")
-    place, _, name = head.rstrip("/").rpartition("/")
-    folder = _folder(f"{place}{mark}{query}") / name
-    try:
-        pull(folder)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return folder
 
 
 def _is_whole(text: str) -> bool:
@@ -299,7 +292,7 @@ def run(command: str, body: Callable[[], int]) -> NoReturn:
     try:
         code = body()
     except TuneFusionError as error:
-        say(f"{command}: {error}", sys.stderr)
+        say(f"{command}: {redact(str(error))}", sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as interrupt:
         say(f"{command}: {INTERRUPTED}", sys.stderr)

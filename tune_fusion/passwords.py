@@ -6,9 +6,12 @@ import re
 from urllib.parse import unquote
 
 _PASSWORD = re.compile(r"(://[^\s:/?#@]*):(?!\d+(?:[/?#\s]|$))\S*@")
-_PASSWORD_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd)=)[^&\s]*")
+_SECRET = r"password|passwd|pwd|secret_key|account_key|secret|token"
+_PASSWORD_OPTION = re.compile(rf"(?i)([?&](?:{_SECRET})=)[^&\s]*")
+# An address among the options of another one, such as ``endpoint_override=USER:PASSWORD@HOST``.
+_INNER_PASSWORD = re.compile(r"([?&]\w+=[^\s:/?#@&]*):[^\s@&]*@")
 _WRITTEN_PASSWORD = re.compile(r"://[^\s:/?#@]*:(.*)@")
-_WRITTEN_OPTION = re.compile(r"(?i)[?&](?:password|passwd|pwd)=([^&\s]*)")
+_WRITTEN_OPTION = re.compile(rf"(?i)[?&](?:{_SECRET})=([^&\s]*)")
 
 
 def redact(text: str, uri: str = "") -> str:
@@ -20,7 +23,8 @@ def redact(text: str, uri: str = "") -> str:
         text = text.replace(password, "***")
     if "://" not in text and "=" not in text:
         return text  # most parameters and tags, of which there are many
-    return _PASSWORD_OPTION.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+    text = _INNER_PASSWORD.sub(r"\1:***@", _PASSWORD.sub(r"\1:***@", text))
+    return _PASSWORD_OPTION.sub(r"\1***", text)
 
 
 def _passwords(uri: str) -> list[str]:

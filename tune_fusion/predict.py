@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tune_fusion import commands
 from tune_fusion.errors import InputError
+from tune_fusion.runs import find_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        type=commands.search_folder,
+        type=_model_argument,
         help="folder of a model, or of a search (also as URI/NAME): its confirmed model, else its best one",
     )
     parser.add_argument(
@@ -47,6 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--batch-size", type=commands.natural, default=128, metavar="N", help="default: %(default)s"
     )
     return _predict(parser.parse(arguments))
+
+
+def _model_argument(text: str) -> Path:
+    """An argument that must name a folder, or a search in a store: then it is brought from there."""
+    if "://" not in text:
+        return commands.storage_folder(text)
+    head, mark, query = text.partition("?")
+    place, _, name = head.rstrip("/").rpartition("/")
+    if place.endswith(("/", ":")):
+        raise argparse.ArgumentTypeError(f"{text!r} names no search: one in a store is URI/NAME")
+    try:
+        return find_run(commands.storage_folder(f"{place}{mark}{query}"), name, "NAME").path
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _predict(options: argparse.Namespace) -> int:

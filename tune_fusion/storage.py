@@ -195,6 +195,8 @@ def working_copy(uri: str) -> Path:
         ) from error
     if not path.strip("/"):
         raise InputError(f"{redact(uri)} names no bucket")
+    if not {"", ".", ".."}.isdisjoint(path.strip("/").split("/")):
+        raise InputError(f"{redact(uri)}: the path in a store has no empty part, no '.' and no '..'")
     # Without the password, which may be another one tomorrow.
     name = hashlib.sha256(redact(uri).encode()).hexdigest()[:16]
     folder = (cache_root() / "stores" / name).resolve()
@@ -304,6 +306,8 @@ def pull(folder: Path) -> None:
     store, key = found
     try:
         entries = store.entries(key)
+        if not any(name.startswith(f"{JOURNAL}/") for name in entries):
+            return  # no search
         for name, entry in entries.items():
             parts = name.split("/")
             if JOURNAL in parts[:-1] or not APART.isdisjoint(parts) or parts[-1].startswith("."):

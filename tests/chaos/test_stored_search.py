@@ -139,6 +139,33 @@ def test_an_outage_costs_nothing_and_a_second_driver_is_refused(searches, tmp_pa
         check_order(folder, LONG, at_once=1)
 
 
+def test_a_driver_that_slept_while_another_one_finished_changes_nothing(searches, store, tmp_path, machine):
+    def told():
+        """What the search's driver writes; a worker may have been about to add a checkpoint."""
+        keys = [
+            key for key in store.keys("slept/calm/") if not {"checkpoints", "weights"} & {*key.split("/")}
+        ]
+        return {key: store.read(key) for key in keys}
+
+    where = ["--storage", store.uri("slept")]
+    process = searches.start(tmp_path, *SEARCH, *where, "--name", "calm", **machine("one"))
+    wait_until(lambda: epochs_in(store, "slept/calm") > 3, process=process)
+    process.send_signal(signal.SIGSTOP)
+    # What sleeps may hold MLflow's database locked; that is told, and no error.
+    code, _, err = searches.run(tmp_path, "--resume", "calm", *where, **machine("other"))
+    assert code == 0, err
+    before = told()
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "calm was taken over by a driver that has ended" in err
+    assert told() == before
+    third = machine("third")
+    code, _, err = searches.run(tmp_path, "calm", *where, command="report", **third)
+    assert (code, err) == (0, "")
+    check_order(copied(third, "calm"), TRIALS, at_once=1)
+
+
 def test_nodes_that_share_nothing_but_the_store_go_on_with_each_others_trials(
     searches, store, tmp_path, machine
 ):

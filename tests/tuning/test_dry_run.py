@@ -114,3 +114,26 @@ def test_the_environment_is_left_alone():
     before = dict(os.environ)
     plan_of("digits")
     assert dict(os.environ) == before
+
+
+def test_a_grid_spends_no_more_than_its_points():
+    points = (
+        "search.sampler=grid",
+        "space.switch_layer={choice: [1, 2]}",
+        "space.low=[sgd]",
+        "space.high=[sgd]",
+        "space.controls=[sgd]",
+        "space.optimizers={sgd: {lr: {choice: [0.01, 0.1]}}}",
+        "training.epochs=3",
+        "search.scheduler=none",
+    )
+    assert section(plan_of("digits", *points), "rungs")[1:3] == [
+        "  fusion   epoch 3: 8.0; about 24 of 72 epochs",
+        "  control  epoch 3: 2.0; about 6 of 72 epochs",
+    ]
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "curves"])
+def test_where_nobody_knows_how_many_trials_stop_there_is_a_bound(scheduler):
+    last = section(plan_of("digits", f"search.scheduler={scheduler}"), "rungs")[-1]
+    assert last.startswith("  plan     at most 480 of 480 epochs")

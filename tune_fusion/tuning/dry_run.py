@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 from tune_fusion.errors import InputError
 from tune_fusion.space.domain import largest
-from tune_fusion.space.sampling import describe
+from tune_fusion.space.sampling import describe, grid_parameters
 from tune_fusion.training.checks import Checked, check_provided
 from tune_fusion.tuning.arms import SearchArm, make_arms
 from tune_fusion.tuning.asha import expected_trials
@@ -63,15 +65,17 @@ def _samples(checked: Checked, arms: list[SearchArm]) -> str:
 def rungs(checked: Checked, arms: list[SearchArm]) -> str:
     """The rungs with the trials and epochs that each arm is expected to spend."""
     epochs = int(largest(checked.space.training["epochs"]))
+    # How many trials the other two stop depends on what they see.
+    about = "at most" if checked.space.search.scheduler in ("hyperband", "curves") else "about"
     lines = ["rungs, expected trials at each"]
     for arm in arms:
         plan = _reached(checked, arm)
         steps = ", ".join(f"epoch {rung}: {reached:.1f}" for rung, reached in plan)
         full = checked.space.search.trials * arm.share * epochs
-        lines.append(f"  {arm.name:<8} {steps}; about {_spent(plan):.0f} of {full:.0f} epochs")
+        lines.append(f"  {arm.name:<8} {steps}; {about} {_spent(plan):.0f} of {full:.0f} epochs")
     total, full = expected_epochs(checked, arms), checked.space.search.trials * epochs
     images = checked.data.train_images
-    lines.append(f"  plan     about {total:.0f} of {full} epochs, {total * images:,.0f} training images")
+    lines.append(f"  plan     {about} {total:.0f} of {full} epochs, {total * images:,.0f} training images")
     return "\n".join(lines)
 
 
@@ -85,6 +89,9 @@ def _reached(checked: Checked, arm: SearchArm) -> list[tuple[int, float]]:
     space = checked.space
     epochs = int(largest(space.training["epochs"]))
     trials = space.search.trials * arm.share  # as many as that, if both arms stop trials equally early
+    if space.search.sampler == "grid":
+        points = itertools.islice(grid_parameters(space, arm.name), space.search.trials)
+        trials = min(trials, float(sum(1 for _ in points)))
     if space.search.scheduler in ("asha", "promotion"):
         return expected_trials(space.asha, epochs, trials)
     return [(epochs, trials)]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from tune_fusion.commands import DEFAULT_STORAGE, DEFAULT_TRACKING
 from tune_fusion.errors import InputError
 from tune_fusion.events import Session
-from tune_fusion.folders import new_folder
+from tune_fusion.folders import CACHE_VARIABLE, new_folder
 from tune_fusion.passwords import redact
 from tune_fusion.runs import RunFolder, run_folder
-from tune_fusion.storage import pull, shown
+from tune_fusion.storage import pull, shown, store_of
 from tune_fusion.tracking.mlflow_logger import check_tracking
 from tune_fusion.tracking.registration import check_name as check_registered_name
 from tune_fusion.tracking.uri import absolute
@@ -83,7 +83,10 @@ def check_name(request: Request, space: str) -> RunFolder:
     pull(folder.path)
     holder = owner(folder.path) if folder.path.is_dir() else None
     place = f"--name {name}" if holder is None else f"--name {name} (being run by {holder})"
-    new_folder(folder.path, f"--storage {shown(request.storage)}", place)
+    here = f"--storage {shown(request.storage)}"
+    if store_of(folder.path) is not None:
+        here = f"the working copy of {here}, below ${CACHE_VARIABLE}"
+    new_folder(folder.path, here, place)
     return folder
 
 

@@ -8,8 +8,8 @@ once.
 
 The claim is an object with the driver's name that changes every few seconds. One that does not change while
 a new driver watches it is a dead driver's. Object stores have no locks: two drivers that claim at the same
-moment see that only one claim stays, but one that was asleep (a suspended machine) and is taken for dead may
-write one more part of the journal before it looks at its claim again.
+moment see that only one claim stays. One that was asleep (a suspended machine) and was taken for dead looks
+at its claim before it writes again, and ends where that is not its own any more.
 """
 
 from __future__ import annotations
@@ -104,7 +104,11 @@ class StoreCopy:
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=do, daemon=True) for do in (self._copy, self._hold)]
-        self._lost: Holder | None = None
+        self._claiming = threading.Lock()
+        self._renewed = time.time()
+        """When the claim was renewed, by the clock that goes on while a machine sleeps."""
+        self._lost = ""
+        """Who has taken the search over."""
         self._told = False
         """True where it was said that the store is behind."""
 
@@ -115,9 +119,11 @@ class StoreCopy:
             self._renew()
             try:
                 time.sleep(_SETTLED_SECONDS)
-                other = self._other()
-                if other is not None:
-                    raise self._refusal(other)
+                content = self._claimed()
+                if not content:
+                    self._renew()  # its last driver took this claim for its own, and deleted it
+                elif not self._is_ours(content):
+                    raise self._refusal(content)
                 # Its last driver may have copied something since this one looked.
                 pull(self._folder)
                 self._know()
@@ -136,12 +142,11 @@ class StoreCopy:
         until = time.monotonic() + _WATCH_SECONDS
         while time.monotonic() < until:
             time.sleep(_LOOK_SECONDS)
-            if self._claimed() not in (content, b""):
-                raise self._refusal(None if claim is None else claim.holder)
+            if (newer := self._claimed()) not in (content, b""):
+                raise self._refusal(newer)
 
-    def _refusal(self, holder: Holder | None) -> InputError:
-        who = "a driver whose claim this version does not understand" if holder is None else holder
-        return InputError(f"{self._key} is being run by {who}; wait for it, or stop it there")
+    def _refusal(self, content: bytes) -> InputError:
+        return InputError(f"{self._key} is being run by {_who(content)}; wait for it, or stop it there")
 
     def start(self) -> None:
         """Begin to copy."""
@@ -170,7 +175,7 @@ class StoreCopy:
 
     def check(self) -> None:
         """TuneFusionError where another driver has taken the search over."""
-        if self._lost is not None:
+        if self._lost:
             raise TuneFusionError(
                 f"{self._key} was taken over by {self._lost}: this driver did not answer for "
                 f"{_WATCH_SECONDS:.0f} s or more"
@@ -198,7 +203,7 @@ class StoreCopy:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        if self._lost is not None:
+        if self._lost:
             return
         told = self._told
         for problem in self.flush(patience=0.0):
@@ -209,17 +214,23 @@ class StoreCopy:
     def _release(self) -> None:
         """Delete the claim, if it is ours."""
         with suppress(OSError):
-            if self._other() is None:
+            if self._is_ours(self._claimed()):
                 self._store.delete([self._at(_CLAIM)])
 
     def _hold(self) -> None:
         """Keep the claim."""
-        while not self._ended.wait(_BEAT_SECONDS):
+        while not self._lost and not self._ended.wait(_BEAT_SECONDS):
             with suppress(OSError):
-                self._lost = self._other()
-                if self._lost is not None:
-                    return
+                self._keep()
+
+    def _keep(self) -> None:
+        """Renew the claim; where it is not ours any more the search is another driver's, or was."""
+        with self._claiming:
+            content = self._claimed()
+            if self._is_ours(content):
                 self._renew()
+            else:
+                self._lost = _who(content)
 
     def _copy(self) -> None:
         pause, away = _LOOK_SECONDS, False
@@ -238,6 +249,9 @@ class StoreCopy:
 
     def _turn_once(self) -> None:
         with self._turn:
+            if abs(time.time() - self._renewed) > _WATCH_SECONDS / 2:
+                # This machine was asleep, or the store away: somebody may have taken over meanwhile.
+                self._keep()
             self.check()
             with self._lock:
                 unwanted = list(self._unwanted)
@@ -328,14 +342,22 @@ class StoreCopy:
         self._beat += 1
         claim = _Claim(self._token, self._beat, ourselves())
         self._store.put(self._at(_CLAIM), _CLAIMS.dump_json(claim))
+        self._renewed = time.time()
 
     def _claimed(self) -> bytes:
         return self._store.get(self._at(_CLAIM)) or b""
 
-    def _other(self) -> Holder | None:
-        """Whoever else claims the search now; what is no claim is nobody's, and is overwritten."""
-        claim = _claim(self._claimed())
-        return None if claim is None or claim.token == self._token else claim.holder
+    def _is_ours(self, content: bytes) -> bool:
+        claim = _claim(content)
+        return claim is not None and claim.token == self._token
+
+
+def _who(content: bytes) -> str:
+    """Whose claim this is, in words."""
+    claim = _claim(content)
+    if claim is not None:
+        return str(claim.holder)
+    return "a driver whose claim this version does not understand" if content else "a driver that has ended"
 
 
 def _claim(content: bytes) -> _Claim | None:
