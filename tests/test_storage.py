@@ -385,6 +385,22 @@ def test_a_store_that_does_not_answer_is_told_without_its_password(tmp_path, mon
     assert "geheim" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (("@bucket/", "@nowhere/"), "; create the bucket"),
+        (("127.0.0.1", "127.0.0.2"), "; check its address, and whether it runs"),
+    ],
+)
+def test_what_a_store_refuses_is_told_with_what_to_do(here, tmp_path, monkeypatch, change, remedy):
+    monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "another cache"))
+    folder = storage.working_copy(store_at(here).uri.replace(*change)) / "first"
+    with pytest.raises(InputError) as refused, kept(folder):
+        pass
+    assert str(refused.value).endswith(remedy)
+    assert PASSWORD not in str(refused.value)
+
+
 def test_known_names_are_those_in_the_store(here):
     store_at(here).put(f"second/{journal_key(0)}", b"")
     with pytest.raises(InputError, match="did you mean 'second'"):

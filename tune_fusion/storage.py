@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -380,7 +381,16 @@ def _write(path: Path, content: bytes) -> None:
     part.replace(path)
 
 
+_REMEDIES = {
+    "create the bucket": r"NO_SUCH_BUCKET|bucket does not exist|ContainerNotFound",
+    "check the credentials": r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|PERMISSION_DENIED|UNAUTHENTICATED",
+    "check its address, and whether it runs": r"(?i)NETWORK_CONNECTION|could not connect|resolve host",
+}
+"""What to do, by what the file systems' messages have in common."""
+
+
 def unreachable(store: Store, error: OSError) -> str:
     """What to say where the store does not do what it was asked for."""
     first = redact(str(error), store.uri).splitlines()[0] if str(error) else type(error).__name__
-    return f"--storage {store.shown}: {first}"
+    remedies = [do for do, pattern in _REMEDIES.items() if re.search(pattern, first)]
+    return "; ".join([f"--storage {store.shown}: {first}", *remedies])
