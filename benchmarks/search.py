@@ -39,15 +39,15 @@ CHOSEN = {"sampler", "scheduler", "defaults", "stop"}
 """Which settings of a search's section are compared."""
 
 
-def contender(name, sampler, scheduler, defaults="none", *, habit=False, papers=False, stop="never", **asha):
-    search = {"sampler": sampler, "scheduler": scheduler, "defaults": defaults, "stop": stop}
+def contender(name, sampler, scheduler, defaults="none", *, habit=False, **asha):
+    search = {"sampler": sampler, "scheduler": scheduler, "defaults": defaults, "stop": "never"}
     asha = {"grace_epochs": 1, "reduction_factor": 3, "compare": "metric"} | asha
-    return Contender(name, search, asha, habit=habit, papers=papers)
+    return Contender(name, search, asha, habit=habit)
 
 
-def shipped(name, *, papers=False, stop="never", **asha):
+def shipped(name, *, papers=False, **asha):
     """A search with the defaults, but for what is named."""
-    search = SearchSettings(stop=stop).model_dump(include=CHOSEN)
+    search = SearchSettings().model_dump(include=CHOSEN)
     return Contender(name, search, AshaSettings(**asha).model_dump(), papers=papers)
 
 
@@ -73,9 +73,7 @@ CHECKED = ["random", "random + ASHA", BEFORE, DEFAULTS]
 """Contenders that also search the second table; they are drawn as well."""
 WHOLE = [
     *(one for one in CONTENDERS if one.name in (BEFORE, ROUNDS, DEFAULTS)),
-    shipped("the defaults, but of 10 one", reduction_factor=10),
     shipped("the defaults, but of 15 one", reduction_factor=15),
-    shipped("the defaults with stop: auto", stop="auto"),
 ]
 """Contenders whose searches are looked at when they have ended."""
 TRIALS = 48

@@ -31,10 +31,16 @@ def test_a_contender_is_judged_on_a_table(table, capsys):
     assert "spent      median 200 epochs in " in out
 
 
+def test_a_search_ends_with_its_last_trial(table, capsys):
+    words = ["--sampler", "random", "--defaults", "none", "--scheduler", "none", "--workers", "1"]
+    assert main(["--table", str(table), *words, "--trials", "6", "--seeds", "3"]) == 0
+    assert "spent      median 24 epochs in " in capsys.readouterr().out
+
+
 def test_it_replays_a_searchs_defaults_unless_told_otherwise(table):
     given = vars(_parser().parse(["--table", str(table)]))
     settings = SearchSettings().model_dump() | AshaSettings().model_dump()
-    shared = settings.keys() & given.keys()
+    shared = (settings.keys() & given.keys()) - {"trials"}
     assert shared == {
         *("sampler", "scheduler", "defaults", "stop", "grace_epochs", "reduction_factor", "compare")
     }

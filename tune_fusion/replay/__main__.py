@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse(arguments)
     from tune_fusion.replay.contenders import Contender
     from tune_fusion.replay.judge import judge, table_of
+    from tune_fusion.replay.simulation import UNLIMITED
     from tune_fusion.space.settings import AshaSettings, SearchSettings
 
     search = {
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     table = table_of(options.table)
     _check(table, options)
-    contender = Contender("", search, asha)
+    contender = Contender("", search, asha, trials=options.trials or UNLIMITED)
     found = judge(
         options.table, contender, options.slots, range(options.seeds), options.epochs, workers=options.workers
     )
@@ -107,6 +108,12 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument(
         "--seeds", type=commands.natural, default=100, metavar="N", help="searches (%(default)s)"
+    )
+    parser.add_argument(
+        "--trials",
+        type=commands.natural,
+        metavar="N",
+        help="of each search (default: as many as its epochs allow)",
     )
     parser.add_argument(
         "--epochs",
