@@ -125,6 +125,14 @@ def test_bad_input(run, model, image, message):
         main([str(run / model), str(run / image)])
 
 
+def test_a_folder_may_be_a_uri(run, capsys):
+    image = str(run / "photos" / "dark" / "0.png")
+    assert main([str(run / "run" / "model"), image]) == 0
+    plain = capsys.readouterr().out
+    assert main([(run / "run" / "model").as_uri(), image]) == 0
+    assert capsys.readouterr().out == plain
+
+
 def test_a_store_is_asked_for_a_search(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TUNE_FUSION_CACHE", str(tmp_path / "cache"))
     with object_store() as store:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _model_argument(text: str) -> Path:
     """An argument that must name a folder, or a search in a store: then it is brought from there."""
-    if "://" not in text:
+    if "://" not in text or text.startswith("file:"):
         return commands.storage_folder(text)
     head, mark, query = text.partition("?")
     place, _, name = head.rstrip("/").rpartition("/")

@@ -65,7 +65,7 @@ def _samples(checked: Checked, arms: list[SearchArm]) -> str:
 def rungs(checked: Checked, arms: list[SearchArm]) -> str:
     """The rungs with the trials and epochs that each arm is expected to spend."""
     epochs = int(largest(checked.space.training["epochs"]))
-    # How many trials the other two stop depends on what they see.
+    # How many trials these two end depends on values that nobody knows yet.
     about = "at most" if checked.space.search.scheduler in ("hyperband", "curves") else "about"
     lines = ["rungs, expected trials at each"]
     for arm in arms:
