@@ -32,8 +32,6 @@ TABLES = {"Fashion-MNIST": "fashion_mnist", "digits": "digits"}
 SLOTS = (2, 8, 64)
 BUDGET = 150
 """Epochs of a search: about what the shipped spaces for two cores spend."""
-EPOCHS = 10
-"""Of each recorded trial."""
 SHOWN = (25, 50, 100, 150)
 CHOSEN = {"sampler", "scheduler", "defaults", "stop"}
 """Which settings of a search's section are compared."""
@@ -216,7 +214,7 @@ def whole(options):
         for one in WHOLE:
             ended = replace(one, trials=TRIALS)
             # Nobody trains more.
-            most = TRIALS * EPOCHS
+            most = TRIALS * table_of(path_of(table)).space.max_epochs
             found = judge(path_of(table), ended, 2, range(options.seeds), most, workers=options.workers)
             where, runs = f"{table}, {TRIALS} trials, {one.name}", len(found.spent)
             yield Figure(f"epochs, {where}", float(found.spent.mean()), "epochs", runs=runs)

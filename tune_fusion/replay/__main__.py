@@ -142,10 +142,9 @@ def _known(name: str, value: str, settings: type[BaseModel]) -> str:
 
 def _check(table: Table, options: Namespace) -> None:
     """InputError where the table does not tell how large the noise is, or lacks what was asked for."""
-    from tune_fusion.space.domain import largest
     from tune_fusion.space.sampling import grid_parameters
 
-    longest = int(largest(table.space.training["epochs"]))
+    longest = table.space.max_epochs
     if options.grace_epochs >= longest:
         raise InputError(
             f"--grace-epochs {options.grace_epochs}: the trials of --table {options.table} have {longest} "

@@ -70,7 +70,7 @@ class Contender:
                 if self.papers and arm.name == "fusion":
                     arm.study = Study(space, arm.name, space.direction, first=papers_first(space))
                 if other:
-                    arm.scheduler = other(space, int(largest(space.training["epochs"])))
+                    arm.scheduler = other(space, space.max_epochs)
             return arms
 
         return replay(table, space, vocabulary, slots, budget, trials=self.trials, make=make)

@@ -10,7 +10,7 @@ from typing import Literal
 from tune_fusion.errors import InputError
 from tune_fusion.space.configuration import ALL, Value
 from tune_fusion.space.document import Document, Places
-from tune_fusion.space.domain import Choice, Constant, Domain, IntRange, extremes, shown
+from tune_fusion.space.domain import Choice, Constant, Domain, IntRange, extremes, largest, shown
 from tune_fusion.space.settings import (
     METRICS,
     AshaSettings,
@@ -74,6 +74,11 @@ class SearchSpace:
     def single(self) -> bool:
         """True where one optimizer trains every layer: no switch layer and no high optimizer."""
         return self.switch_layer == Constant(ALL)
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of a trial that is never stopped; the most that any may have."""
+        return int(largest(self.training["epochs"]))
 
     def place(self, path: str) -> str:
         """Where `path` was said: ``effnet.yaml:12: space.low``, or ``--set space.low``."""

@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 
 from tune_fusion.records import TrialRecord
 from tune_fusion.space.configuration import Configuration
-from tune_fusion.space.domain import largest
 from tune_fusion.space.sampling import Arm, Scalar
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.tuning.asha import Asha
@@ -98,7 +97,7 @@ def make_arms(space: SearchSpace) -> list[SearchArm]:
     epochs, so that fusions and single optimizers are searched at the same cost, however many trials of which
     are stopped early.
     """
-    epochs = int(largest(space.training["epochs"]))
+    epochs = space.max_epochs
     return [
         SearchArm(name, Study(space, name, space.direction), make_scheduler(space, epochs), share)
         for name, share in arm_shares(space).items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from tune_fusion.errors import InputError
-from tune_fusion.space.domain import largest
 from tune_fusion.space.sampling import describe, grid_parameters
 from tune_fusion.training.checks import Checked, check_provided
 from tune_fusion.tuning.arms import SearchArm, make_arms
@@ -64,7 +63,7 @@ def _samples(checked: Checked, arms: list[SearchArm]) -> str:
 
 def rungs(checked: Checked, arms: list[SearchArm]) -> str:
     """The rungs with the trials and epochs that each arm is expected to spend."""
-    epochs = int(largest(checked.space.training["epochs"]))
+    epochs = checked.space.max_epochs
     # How many trials these two end depends on values that nobody knows yet.
     about = "at most" if checked.space.search.scheduler in ("hyperband", "curves") else "about"
     lines = ["rungs, expected trials at each"]
@@ -87,7 +86,7 @@ def expected_epochs(checked: Checked, arms: list[SearchArm]) -> float:
 def _reached(checked: Checked, arm: SearchArm) -> list[tuple[int, float]]:
     """How many of an arm's trials are expected to reach each rung, and the last epoch."""
     space = checked.space
-    epochs = int(largest(space.training["epochs"]))
+    epochs = space.max_epochs
     trials = space.search.trials * arm.share  # as many as that, if both arms stop trials equally early
     if space.search.sampler == "grid":
         points = itertools.islice(grid_parameters(space, arm.name), space.search.trials)

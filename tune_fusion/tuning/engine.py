@@ -30,7 +30,6 @@ from tune_fusion.events import (
 )
 from tune_fusion.records import SearchListener, SearchRecord, TrialRecord, TrialState
 from tune_fusion.space.configuration import ALL, Configuration
-from tune_fusion.space.domain import largest
 from tune_fusion.space.effective import effective_key, is_single
 from tune_fusion.space.sampling import parameters_of
 from tune_fusion.space.schema import SearchSpace
@@ -334,7 +333,7 @@ class Engine:
         """Whether the search stops itself: every arm has long found nothing better."""
         if self.space.search.stop == "never":
             return False
-        least = _PATIENCE * int(largest(self.space.training["epochs"]))
+        least = _PATIENCE * self.space.max_epochs
         return all(arm.epochs - arm.improved >= max(least, arm.improved) for arm in self.arms)
 
     def _new_trial(self, arm: SearchArm) -> TrialRecord | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tune_fusion.errors import InputError
 from tune_fusion.runs import RunFolder
-from tune_fusion.space.domain import largest
 from tune_fusion.space.schema import SearchSpace
 from tune_fusion.space.settings import rung_epochs
 from tune_fusion.training.workbench import Workbench
@@ -27,7 +26,7 @@ def with_files(space: SearchSpace, slots: int) -> int:
     """How many trials have checkpoints at once where `slots` train: those that wait at a rung have, too."""
     if space.search.scheduler != "promotion":
         return slots
-    rungs = rung_epochs(space.asha, int(largest(space.training["epochs"])))
+    rungs = rung_epochs(space.asha, space.max_epochs)
     waiting = len(arm_shares(space)) * len(rungs) * WAITING
     return max(slots, min(space.search.trials, slots + waiting))
 
